@@ -1,0 +1,65 @@
+package topics
+
+import (
+	"encoding/json"
+	"sync/atomic"
+)
+
+// Message is one message on its way to the subscribers of a topic.
+type Message struct {
+	// Topic is the topic's name.
+	Topic string `json:"topic"`
+
+	// Data is what subscribers receive: one line of compact JSON. It is shared
+	// between all receivers, so nobody may change it.
+	Data json.RawMessage `json:"data"`
+
+	// Except is the id of a client that does not get the message, or empty.
+	Except string `json:"except,omitempty"`
+}
+
+// Broker carries messages from the process that publishes to the hub of every
+// process that has subscribers.
+//
+// Implementations must be safe for concurrent use, and must hand the messages
+// of a topic to every handler in one order.
+type Broker interface {
+	// Publish takes a message. It must not wait for subscribers. After Close
+	// it returns [ErrClosed].
+	Publish(m Message) error
+
+	// Subscribe sets the handler that gets every published message, this
+	// process's own included. It is called once, before any Publish. The
+	// handler does not block.
+	Subscribe(handler func(Message)) error
+
+	// Close stops the broker and waits for what it has started. After it the
+	// handler is not called any more.
+	Close() error
+}
+
+// localBroker hands messages straight to the hub of this process.
+type localBroker struct {
+	handler func(Message)
+	closed  atomic.Bool
+}
+
+var _ Broker = (*localBroker)(nil)
+
+func (b *localBroker) Publish(m Message) error {
+	if b.closed.Load() {
+		return ErrClosed
+	}
+	b.handler(m)
+	return nil
+}
+
+func (b *localBroker) Subscribe(handler func(Message)) error {
+	b.handler = handler
+	return nil
+}
+
+func (b *localBroker) Close() error {
+	b.closed.Store(true)
+	return nil
+}

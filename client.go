@@ -1,0 +1,491 @@
+package topics
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// client is the realtime client of every connection. It wraps the one that
+// PocketBase (or another plugin) made, which keeps the client's store, keys and
+// options, and replaces its channel by a bounded queue:
+//
+//   - Send puts a frame into the queue and never blocks;
+//   - the first waiting message is handed to core's connection handler through
+//     the channel, so that every OnRealtimeMessageSend handler sees it;
+//   - in that hook (see write) the connection handler, which is the only
+//     writer, takes the rest of the queue and flushes once.
+type client struct {
+	subscriptions.Client
+
+	id     string
+	idLine []byte
+	limits clientLimits
+	hub    *hub
+	conn   *connection
+	onSlow func(*client)
+
+	// channel holds at most the head of the queue
+	channel chan subscriptions.Message
+
+	mu       sync.Mutex
+	head     frame // valid while headOut
+	headOut  bool  // the head is in the channel or being written
+	waiting  []frame
+	messages int // head, waiting and being written
+	bytes    int
+	closed   bool
+
+	subsMu    sync.Mutex
+	subs      map[string]*subscription
+	replacing bool
+	known     bool // counted in hub.registered
+	discarded bool
+
+	// turn serialises the client's subscribe requests; its holder owns told
+	turn chan struct{}
+	told map[string]struct{} // denied keys whose notice was sent
+
+	// the rest belongs to the connection handler's goroutine
+	greeted bool // PB_CONNECT was sent
+	writing bool
+	spare   []frame
+	pulse   *time.Timer
+}
+
+// clientKey is where a client's store keeps the client itself, so that it is
+// found behind another plugin's wrapper.
+const clientKey = "topicsClient"
+
+// ownClient returns our client, which c is or wraps, or nil.
+func ownClient(c subscriptions.Client) *client {
+	if own, ok := c.(*client); ok {
+		return own
+	}
+	own, _ := c.Get(clientKey).(*client)
+	return own
+}
+
+type clientLimits struct {
+	messages     int
+	bytes        int
+	writeTimeout time.Duration
+	heartbeat    time.Duration // -1 for none
+}
+
+var _ subscriptions.Client = (*client)(nil)
+
+func newClient(wrapped subscriptions.Client, hub *hub, response http.ResponseWriter, limits clientLimits, onSlow func(*client)) *client {
+	id := wrapped.Id()
+
+	c := &client{
+		Client:  wrapped,
+		id:      id,
+		idLine:  []byte("id:" + id + "\n"),
+		limits:  limits,
+		hub:     hub,
+		conn:    newConnection(response, limits.writeTimeout),
+		onSlow:  onSlow,
+		channel: make(chan subscriptions.Message, 1),
+		turn:    make(chan struct{}, 1),
+	}
+
+	wrapped.Set(clientKey, c)
+
+	if limits.heartbeat > 0 {
+		c.pulse = time.AfterFunc(limits.heartbeat, func() { c.enqueue(heartbeat) })
+	}
+
+	return c
+}
+
+// Channel implements [subscriptions.Client.Channel].
+func (c *client) Channel() chan subscriptions.Message { return c.channel }
+
+// Send queues the message. It never blocks; a client whose queue is full is
+// closed.
+func (c *client) Send(m subscriptions.Message) {
+	if !c.enqueue(newFrame(m)) {
+		c.closeSlow()
+	}
+}
+
+// enqueue reports false when the queue is full. The caller then calls
+// closeSlow, outside of any lock.
+func (c *client) enqueue(f frame) bool {
+	size := f.size()
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	if c.closed {
+		return true
+	}
+	if f.isHeartbeat() && c.messages > 0 {
+		return true // not a quiet connection
+	}
+
+	// a single message always fits: records may be larger than the limit
+	if c.messages > 0 && (c.messages >= c.limits.messages || c.bytes+size > c.limits.bytes) {
+		return false
+	}
+	c.messages++
+	c.bytes += size
+
+	if c.headOut {
+		c.waiting = append(c.waiting, f)
+		return true
+	}
+	c.handOver(f)
+
+	return true
+}
+
+// handOver expects c.mu to be held and headOut to be false, which means that
+// the channel is empty.
+func (c *client) handOver(f frame) {
+	c.head, c.headOut = f, true
+	c.channel <- f.message()
+}
+
+// errClosed ends core's connection handler.
+var errClosed = errors.New("topics: the realtime client is closed")
+
+// take returns the frames that were waiting, the head first.
+func (c *client) take(into []frame) ([]frame, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	if c.closed {
+		return nil, errClosed
+	}
+
+	into = append(into, c.head)
+	into = append(into, c.waiting...)
+	clear(c.waiting)
+	c.waiting = shrink(c.waiting)
+
+	return into, nil
+}
+
+// done says that the frames were written, and hands over the next head.
+func (c *client) done(frames []frame) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	if c.closed {
+		return
+	}
+
+	c.messages -= len(frames)
+	for _, f := range frames {
+		c.bytes -= f.size()
+	}
+
+	c.head, c.headOut = frame{}, false
+	if len(c.waiting) > 0 {
+		next := c.waiting[0]
+		c.waiting[0] = frame{}
+		c.waiting = c.waiting[1:]
+		c.handOver(next)
+	}
+}
+
+// shrink empties frames and keeps its memory only if it is little.
+func shrink(frames []frame) []frame {
+	if cap(frames) > 64 {
+		return nil
+	}
+	return frames[:0]
+}
+
+// write is the OnRealtimeMessageSend handler of the client. It runs in core's
+// connection handler, for the message that came out of the channel.
+func (c *client) write(e *core.RealtimeMessageEvent) error {
+	if c.writing {
+		return e.Next() // one of our own triggers below
+	}
+
+	if err := c.conn.arm(); err != nil {
+		return err
+	}
+
+	if !c.greeted {
+		// core's PB_CONNECT, which does not pass the channel and comes right
+		// after the broker got the client
+		c.greeted = true
+		c.markRegistered()
+		return e.Next()
+	}
+
+	frames, err := c.take(c.spare[:0])
+	if err != nil {
+		return err
+	}
+
+	c.writing = true
+	if e.App.OnRealtimeMessageSend().Length() == 1 {
+		err = c.writeAll(e, frames)
+	} else {
+		err = c.writeEach(e, frames)
+	}
+	c.writing = false
+	if err != nil {
+		return err
+	}
+
+	c.done(frames)
+	clear(frames)
+	c.spare = shrink(frames)
+
+	if c.pulse != nil {
+		c.pulse.Reset(c.limits.heartbeat)
+	}
+
+	return nil
+}
+
+// writeBuffers are borrowed for the duration of a write, so that idle
+// connections hold none.
+var writeBuffers = sync.Pool{New: func() any {
+	b := make([]byte, 0, writeBufferSize)
+	return &b
+}}
+
+const writeBufferSize = 16 << 10
+
+// writeAll writes the frames straight to the response and flushes once.
+func (c *client) writeAll(e *core.RealtimeMessageEvent, frames []frame) error {
+	pooled := writeBuffers.Get().(*[]byte)
+	buf := (*pooled)[:0]
+	defer func() {
+		if cap(buf) <= 2*writeBufferSize {
+			*pooled = buf[:0]
+			writeBuffers.Put(pooled)
+		}
+	}()
+
+	for i, f := range frames {
+		buf = f.appendTo(buf, c.idLine)
+		if len(buf) < writeBufferSize/2 && i < len(frames)-1 {
+			continue
+		}
+		if err := c.conn.arm(); err != nil {
+			return err
+		}
+		if _, err := e.Response.Write(buf); err != nil {
+			return err
+		}
+		buf = buf[:0]
+	}
+
+	return e.Flush()
+}
+
+// writeEach takes each message through the handlers that others have bound to
+// the hook, and flushes once after the last.
+func (c *client) writeEach(e *core.RealtimeMessageEvent, frames []frame) error {
+	// e already is the event of the first message
+	if frames[0].isHeartbeat() {
+		if _, err := e.Response.Write(frames[0].appendTo(nil, nil)); err != nil {
+			return err
+		}
+	} else if err := e.Next(); err != nil {
+		return err
+	}
+
+	for _, f := range frames[1:] {
+		if err := c.conn.arm(); err != nil {
+			return err
+		}
+
+		m := f.message()
+		next := new(core.RealtimeMessageEvent)
+		next.RequestEvent = e.RequestEvent
+		next.Client = e.Client
+		next.Message = &m
+
+		err := e.App.OnRealtimeMessageSend().Trigger(next, func(e *core.RealtimeMessageEvent) error {
+			return e.Message.WriteSSE(e.Response, e.Client.Id())
+		})
+		if err != nil {
+			return err
+		}
+	}
+
+	if len(frames) == 1 && !frames[0].isHeartbeat() {
+		return nil // flushed by core
+	}
+
+	return e.Flush()
+}
+
+// closeSlow closes a client whose queue was full.
+func (c *client) closeSlow() {
+	if c.close() {
+		c.onSlow(c)
+	}
+}
+
+// close ends the connection, also when its handler is blocked in a write. It
+// reports whether it was the first to do so.
+func (c *client) close() bool {
+	c.mu.Lock()
+	first := !c.closed
+	if first {
+		c.closed = true
+		c.waiting = nil
+		close(c.channel) // nobody sends to it any more: that takes c.mu and !c.closed
+	}
+	c.mu.Unlock()
+
+	if first {
+		c.conn.interrupt()
+	}
+
+	return first
+}
+
+// IsDiscarded implements [subscriptions.Client.IsDiscarded].
+func (c *client) IsDiscarded() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	return c.closed
+}
+
+func (c *client) markRegistered() {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	if !c.discarded {
+		c.known = true
+		c.hub.registered.Add(1)
+	}
+}
+
+// Discard implements [subscriptions.Client.Discard]. It is safe to call it
+// multiple times.
+func (c *client) Discard() {
+	c.close()
+	c.Client.Discard()
+
+	if c.pulse != nil {
+		c.pulse.Stop()
+	}
+
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	if c.discarded {
+		return
+	}
+	c.discarded = true
+	if c.known {
+		c.hub.registered.Add(-1)
+	}
+	c.index(nil)
+}
+
+// takeTurn waits for the client's other subscribe requests. Core replaces the
+// subscriptions in two steps; two requests at once would mix theirs.
+func (c *client) takeTurn(ctx context.Context) error {
+	select {
+	case c.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *client) endTurn() { <-c.turn }
+
+// replaceDuring runs core's handler of a subscribe request, which removes all
+// subscriptions and adds the new ones. The hub sees one step, in which a topic
+// that stays is never missed.
+func (c *client) replaceDuring(next func() error) error {
+	c.setReplacing(true)
+	defer c.setReplacing(false)
+
+	return next()
+}
+
+func (c *client) setReplacing(on bool) {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	c.replacing = on
+}
+
+// Subscribe implements [subscriptions.Client.Subscribe].
+func (c *client) Subscribe(keys ...string) {
+	c.Client.Subscribe(keys...)
+
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	if c.discarded {
+		return
+	}
+
+	want := make(map[string]struct{}, len(keys)+len(c.subs))
+	if !c.replacing {
+		for key := range c.subs {
+			want[key] = struct{}{}
+		}
+	}
+	for _, key := range keys {
+		if validTopic(topicOf(key)) { // nothing is ever published to others
+			want[key] = struct{}{}
+		}
+	}
+	c.index(want)
+}
+
+// Unsubscribe implements [subscriptions.Client.Unsubscribe].
+func (c *client) Unsubscribe(keys ...string) {
+	c.Client.Unsubscribe(keys...)
+
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	if len(keys) == 0 {
+		if !c.replacing {
+			c.index(nil)
+		}
+		return
+	}
+	for _, key := range keys {
+		if s := c.subs[key]; s != nil {
+			c.hub.remove(s)
+			delete(c.subs, key)
+		}
+	}
+}
+
+// index makes the hub's subscriptions of the client those of want, leaving the
+// ones that stay untouched. It expects c.subsMu to be held.
+func (c *client) index(want map[string]struct{}) {
+	for key, s := range c.subs {
+		if _, stays := want[key]; !stays {
+			c.hub.remove(s)
+			delete(c.subs, key)
+		}
+	}
+	for key := range want {
+		if c.subs[key] != nil {
+			continue
+		}
+		s := &subscription{client: c, topic: topicOf(key), key: key}
+		if c.subs == nil {
+			c.subs = map[string]*subscription{}
+		}
+		c.subs[key] = s
+		c.hub.add(s)
+	}
+}

@@ -1,0 +1,204 @@
+package topics
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/search"
+)
+
+// decisionTimeout bounds one evaluation of a rule.
+const decisionTimeout = 10 * time.Second
+
+// decide answers nil if whoever info describes may do a with topic.
+func (p *Plugin) decide(app core.App, a action, topic string, info *core.RequestInfo) *denial {
+	if !validTopic(topic) {
+		return denyMalformed()
+	}
+
+	d, err := p.rules.find(app, topic)
+	if err != nil {
+		return denyRuleError(err)
+	}
+	if d == nil {
+		if a == actionSubscribe && p.config.AllowUnknown {
+			return nil
+		}
+		return denyUnknown()
+	}
+
+	allowed, err := d.allows(app, a, topic, info)
+	switch {
+	case err != nil:
+		return denyRuleError(fmt.Errorf("the rule to %s %q (%s): %w", a, d.pattern.raw, d.source, err))
+	case !allowed:
+		return denyRule(a)
+	}
+	return nil
+}
+
+// allows evaluates one of the definition's rules.
+func (d *definition) allows(app core.App, a action, topic string, info *core.RequestInfo) (bool, error) {
+	r := d.rule(a)
+	if r.broken != nil {
+		return false, r.broken
+	}
+
+	values := d.pattern.params(topic)
+	base := unboundBase
+	recordID := ""
+
+	if d.collection != "" {
+		collection, err := app.FindCachedCollectionByNameOrId(d.collection)
+		if err != nil {
+			return false, fmt.Errorf("the collection %q of the topic rule cannot be found: %w", d.collection, err)
+		}
+		base = collection
+		recordID, _ = values.get(idParam)
+
+		if a == actionSubscribe && r.text != nil && *r.text == viewRule {
+			r.text = collection.ViewRule
+		}
+	}
+
+	text := ""
+	if !info.HasSuperuserAuth() {
+		if r.text == nil {
+			return false, nil
+		}
+		text = *r.text
+	}
+	if text == "" && recordID == "" {
+		return true, nil
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
+	defer cancel()
+
+	return exists(ctx, app, base, recordID, func(q *dbx.SelectQuery) error {
+		if text == "" {
+			return nil
+		}
+		resolver := newTopicResolver(app, base, info, topic, values)
+		expr, err := search.FilterData(text).BuildExpr(resolver)
+		if err != nil {
+			return err
+		}
+		if err := resolver.UpdateQuery(q); err != nil {
+			return err
+		}
+		q.AndWhere(expr)
+		return nil
+	})
+}
+
+// unboundBase stands in for the base collection of rules that are not
+// evaluated on a record. It exists only within a query, has one row and no
+// fields, so that a bare field name in such a rule is an error.
+var unboundBase = func() *core.Collection {
+	c := core.NewBaseCollection("topics__unbound", "topics__unbound")
+	c.Fields = core.NewFieldsList()
+	return c
+}()
+
+// exists runs a query for the base's record with that id, narrowed by where.
+func exists(ctx context.Context, app core.App, base *core.Collection, recordID string, where func(*dbx.SelectQuery) error) (bool, error) {
+	q := app.ConcurrentDB().Select("(1)").From(base.Name).Limit(1)
+	with := ""
+	if base == unboundBase {
+		with = "WITH [[" + base.Name + "]] AS (SELECT '' AS [[id]]) "
+	} else {
+		q.AndWhere(dbx.HashExp{base.Name + ".id": recordID})
+	}
+
+	if err := where(q); err != nil {
+		return false, err
+	}
+
+	built := q.Build()
+
+	var found int
+	err := app.ConcurrentDB().NewQuery(with + built.SQL()).Bind(built.Params()).WithContext(ctx).Row(&found)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil && found > 0, err
+}
+
+// topicResolver resolves what PocketBase's rules know, and @topic. The values
+// of @topic are bound as parameters of the query, so their text is never part
+// of a filter.
+type topicResolver struct {
+	*core.RecordFieldResolver
+
+	// body resolves @request.body.*, which a bound collection must not
+	// reinterpret: with a relation field "data", @request.body.data.x would
+	// follow ids that the publisher chose
+	body *core.RecordFieldResolver
+
+	topic  string
+	params params
+	bound  int
+}
+
+var _ search.FieldResolver = (*topicResolver)(nil)
+
+const (
+	topicIdentifier = "@topic"
+	bodyPrefix      = "@request.body."
+)
+
+func newTopicResolver(app core.App, base *core.Collection, info *core.RequestInfo, topic string, values params) *topicResolver {
+	r := &topicResolver{
+		RecordFieldResolver: core.NewRecordFieldResolver(app, base, info, true),
+		topic:               topic,
+		params:              values,
+	}
+	r.body = r.RecordFieldResolver
+	if base != unboundBase {
+		r.body = core.NewRecordFieldResolver(app, unboundBase, info, true)
+	}
+	return r
+}
+
+// Resolve implements [search.FieldResolver].
+func (r *topicResolver) Resolve(name string) (*search.ResolverResult, error) {
+	if strings.HasPrefix(name, bodyPrefix) {
+		return r.body.Resolve(name)
+	}
+
+	rest, isTopic := strings.CutPrefix(name, topicIdentifier)
+	switch {
+	case !isTopic:
+		return r.RecordFieldResolver.Resolve(name)
+	case rest == "":
+		return r.bind(r.topic), nil
+	}
+
+	param, dotted := strings.CutPrefix(rest, ".")
+	value, known := r.params.get(param)
+	if !dotted || !known {
+		return nil, fmt.Errorf("%s is not a parameter of the pattern", name)
+	}
+	return r.bind(value), nil
+}
+
+// bind makes an operand of value, which is never empty: an empty operand
+// would compare as equal to a missing record. Each operand has a placeholder
+// of its own because the ~ operator rewrites the values it gets.
+func (r *topicResolver) bind(value string) *search.ResolverResult {
+	r.bound++
+	placeholder := "topicsValue" + strconv.Itoa(r.bound)
+
+	return &search.ResolverResult{
+		Identifier: "{:" + placeholder + "}",
+		Params:     dbx.Params{placeholder: value},
+	}
+}

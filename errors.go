@@ -1,0 +1,133 @@
+package topics
+
+import (
+	"errors"
+	"net/http"
+
+	validation "github.com/pocketbase/ozzo-validation/v4"
+)
+
+// Errors that [Register], [Notify] and [Broker] implementations return.
+// They come wrapped: test for them with [errors.Is].
+var (
+	// ErrNotRegistered says that the app has no topics plugin: call
+	// [MustRegister] with the same app first.
+	ErrNotRegistered = errors.New("topics: the plugin is not registered on this app; call topics.MustRegister(app, topics.Config{})")
+
+	// ErrAlreadyRegistered says that the app already has the plugin. One
+	// registration per app is enough: a transaction's app counts as the app.
+	ErrAlreadyRegistered = errors.New("topics: the plugin is already registered on this app")
+
+	// ErrClosed says that the app is terminating (or has terminated), so that
+	// nothing can be sent any more.
+	ErrClosed = errors.New("topics: the plugin is closed because the app is terminating")
+
+	// ErrMalformedTopic says that a topic is not made of 1 or more segments of
+	// ASCII letters, digits and -_.:@~ joined by single slashes, or is longer
+	// than 255 bytes.
+	ErrMalformedTopic = errors.New("topics: malformed topic")
+
+	// ErrReservedTopic says that a topic is PocketBase's own: PB_CONNECT,
+	// @oauth2, or <collection> and <collection>/<anything> of an existing
+	// collection. No topic rule guards those, so nothing is sent to them.
+	ErrReservedTopic = errors.New("topics: the topic belongs to PocketBase")
+
+	// ErrInvalidPayload says that the data has no JSON form (or that its JSON
+	// is not valid UTF-8).
+	ErrInvalidPayload = errors.New("topics: the data cannot be sent as JSON")
+
+	// ErrPayloadTooLarge says that the data's JSON is longer than
+	// [Config.MaxPayload].
+	ErrPayloadTooLarge = errors.New("topics: the data is too large")
+
+	// ErrReservedPayload says that the data is an object with the top-level
+	// key "@topics", which marks the plugin's own control messages.
+	ErrReservedPayload = errors.New(`topics: the data may not have the top-level key "@topics"`)
+
+	// ErrTransactionOver says that the given app belongs to a transaction that
+	// has already ended, so that there is no commit to wait for: use the outer
+	// app after a transaction.
+	ErrTransactionOver = errors.New("topics: the app's transaction is over; use the outer app")
+)
+
+// Codes are stable: clients may compare them. docs/errors.md has a page for each.
+const (
+	codeUnknown   = "topic_unknown"
+	codeMalformed = "topic_malformed"
+	codeDenied    = "topic_denied"
+	codeRuleError = "topic_rule_error"
+	codeReserved  = "topic_reserved"
+
+	codePayloadRequired = "payload_required"
+	codePayloadInvalid  = "payload_invalid"
+	codePayloadTooLarge = "payload_too_large"
+	codePayloadReserved = "payload_reserved"
+
+	codeTopicRequired   = "topic_required"
+	codeBodyInvalid     = "body_invalid"
+	codeMessagesInvalid = "messages_invalid"
+	codeTooManyMessages = "too_many_messages"
+)
+
+// action is what somebody wants to do with a topic. Each has a rule.
+type action string
+
+const (
+	actionSubscribe action = "subscribe to"
+	actionPublish   action = "publish to"
+	actionPresence  action = "see the members of"
+)
+
+// denial is a refusal: a stable code and a sentence for the developer who
+// meets it. It never carries anything of the rule or of the data it reads.
+// The cause is for the log only.
+type denial struct {
+	code    string
+	message string
+	cause   error
+}
+
+func (d *denial) Error() string {
+	if d.cause != nil {
+		return d.code + ": " + d.cause.Error()
+	}
+	return d.code
+}
+
+func (d *denial) Unwrap() error { return d.cause }
+
+// status is the HTTP status the denial is answered with.
+func (d *denial) status() int {
+	switch d.code {
+	case codeMalformed, codeReserved:
+		return http.StatusBadRequest
+	default:
+		return http.StatusForbidden
+	}
+}
+
+func (d *denial) fieldError() validation.Error {
+	return validation.NewError(d.code, d.message)
+}
+
+func denyUnknown() *denial {
+	return &denial{code: codeUnknown, message: "No topic rule matches this topic. Add a record for it to the topic rules collection."}
+}
+
+func denyMalformed() *denial {
+	return &denial{code: codeMalformed, message: "The topic name is malformed. Use segments of letters, digits and -_.:@~ joined by single slashes, at most 255 bytes in all."}
+}
+
+func denyReserved() *denial {
+	return &denial{code: codeReserved, message: "The topic belongs to PocketBase. Use a topic whose first segment is not the name or id of a collection."}
+}
+
+// denyRule does not tell a missing record, a false rule and a rule for
+// superusers apart: which one it was is a fact about data.
+func denyRule(a action) *denial {
+	return &denial{code: codeDenied, message: "You are not allowed to " + string(a) + " this topic."}
+}
+
+func denyRuleError(cause error) *denial {
+	return &denial{code: codeRuleError, message: "The rule of this topic could not be evaluated. The server's log says why.", cause: cause}
+}

@@ -1,0 +1,272 @@
+package topics
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/pocketbase/pocketbase/tools/routine"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// foreignChunk is how many clients of PocketBase's broker one goroutine of
+	// a sweep looks at; core uses the same number (apis/realtime.go).
+	foreignChunk = 150
+
+	// foreignBacklog is how many messages may wait for a sweep.
+	foreignBacklog = 4096
+)
+
+// foreignClients delivers to the clients that Go code registered in
+// PocketBase's broker by itself. Their type is not ours: Send may block, and
+// only they know their subscriptions. So a goroutine that runs while there is
+// something to do asks each of them, and each has a forwarder of its own, so
+// that one that blocks holds up nobody.
+type foreignClients struct {
+	broker *subscriptions.Broker
+	limits foreignLimits
+	onSlow func(clientID string)
+
+	running sync.WaitGroup // all goroutines
+
+	mu         sync.Mutex
+	closed     bool
+	sweeping   bool
+	overflown  bool
+	backlog    []foreignMessage
+	forwarders map[string]*forwarder
+}
+
+type foreignLimits struct {
+	messages int
+	bytes    int
+	timeout  time.Duration
+}
+
+type foreignMessage struct {
+	topic  string
+	except string
+	data   []byte
+}
+
+func newForeignClients(broker *subscriptions.Broker, limits foreignLimits, onSlow func(clientID string)) *foreignClients {
+	return &foreignClients{
+		broker:     broker,
+		limits:     limits,
+		onSlow:     onSlow,
+		forwarders: map[string]*forwarder{},
+	}
+}
+
+// present reports whether the broker has clients that are not ours, of which
+// it has at least own. It may be wrong only in saying yes.
+func (fc *foreignClients) present(own int64) bool {
+	return int64(fc.broker.TotalClients()) > own
+}
+
+// queue takes a message for the next sweep. It does not block, so that the
+// topic's lock may be held, which keeps the topic's order.
+func (fc *foreignClients) queue(m Message, data dataLine) {
+	fc.mu.Lock()
+	defer fc.mu.Unlock()
+
+	if fc.closed {
+		return
+	}
+	if len(fc.backlog) >= foreignBacklog {
+		fc.backlog = nil
+		fc.overflown = true
+	} else if !fc.overflown {
+		fc.backlog = append(fc.backlog, foreignMessage{topic: m.Topic, except: m.Except, data: data.json()})
+	}
+
+	if !fc.sweeping {
+		fc.sweeping = true
+		fc.running.Go(fc.sweepAll)
+	}
+}
+
+func (fc *foreignClients) sweepAll() {
+	for {
+		fc.mu.Lock()
+		messages, overflown := fc.backlog, fc.overflown
+		fc.backlog, fc.overflown = nil, false
+		if fc.closed || len(messages) == 0 && !overflown {
+			fc.sweeping = false
+			fc.mu.Unlock()
+			return
+		}
+		fc.mu.Unlock()
+
+		fc.sweep(messages, overflown)
+	}
+}
+
+// sweep gives the messages to every foreign client. Those that a backlog has
+// left behind for good are closed, like any slow consumer.
+func (fc *foreignClients) sweep(messages []foreignMessage, overflown bool) {
+	var group errgroup.Group
+
+	for _, chunk := range fc.broker.ChunkedClients(foreignChunk) {
+		group.Go(routine.SafeWrap(func() error {
+			for _, c := range chunk {
+				if ownClient(c) != nil || c.IsDiscarded() {
+					continue
+				}
+				if overflown {
+					fc.evict(c)
+					continue
+				}
+				for _, m := range messages {
+					if c.Id() == m.except {
+						continue
+					}
+					for key := range c.Subscriptions(m.topic + "?") {
+						fc.send(c, subscriptions.Message{Name: key, Data: m.data})
+					}
+				}
+			}
+			return nil
+		}))
+	}
+
+	_ = group.Wait() // SafeWrap has turned a panic of a foreign client into an error: nobody else is affected
+}
+
+// send queues one message for one foreign client.
+func (fc *foreignClients) send(c subscriptions.Client, m subscriptions.Message) {
+	fc.mu.Lock()
+	defer fc.mu.Unlock()
+
+	if fc.closed {
+		return
+	}
+
+	f := fc.forwarders[c.Id()]
+	if f == nil {
+		f = &forwarder{client: c, done: make(chan struct{})}
+		fc.forwarders[c.Id()] = f
+		fc.running.Go(func() { fc.forward(f) })
+	}
+	if f.slow {
+		return
+	}
+
+	if len(f.waiting) > 0 && (len(f.waiting) >= fc.limits.messages || f.bytes+len(m.Data) > fc.limits.bytes) {
+		fc.closeSlow(f)
+		return
+	}
+	f.waiting = append(f.waiting, m)
+	f.bytes += len(m.Data)
+}
+
+// evict closes a client that a sweep has left behind.
+func (fc *foreignClients) evict(c subscriptions.Client) {
+	fc.mu.Lock()
+	defer fc.mu.Unlock()
+
+	if fc.closed {
+		return
+	}
+
+	f := fc.forwarders[c.Id()]
+	if f == nil {
+		f = &forwarder{client: c, done: make(chan struct{})}
+		close(f.done)
+	}
+	if !f.slow {
+		fc.closeSlow(f)
+	}
+}
+
+// closeSlow expects fc.mu to be held.
+func (fc *foreignClients) closeSlow(f *forwarder) {
+	f.slow, f.waiting = true, nil
+
+	fc.running.Go(func() {
+		f.drain(fc.limits.timeout)
+		fc.broker.Unregister(f.client.Id())
+		fc.onSlow(f.client.Id())
+	})
+}
+
+// forwarder sends to one foreign client, for as long as it has messages. Its
+// fields are guarded by foreignClients.mu.
+type forwarder struct {
+	client  subscriptions.Client
+	waiting []subscriptions.Message
+	bytes   int
+	slow    bool
+	done    chan struct{} // closed when nothing is being sent any more
+}
+
+func (fc *foreignClients) forward(f *forwarder) {
+	defer close(f.done)
+
+	for {
+		fc.mu.Lock()
+		if fc.closed || len(f.waiting) == 0 {
+			delete(fc.forwarders, f.client.Id())
+			fc.mu.Unlock()
+			return
+		}
+		m := f.waiting[0]
+		f.waiting = f.waiting[1:]
+		f.bytes -= len(m.Data)
+		fc.mu.Unlock()
+
+		if !f.client.IsDiscarded() {
+			f.client.Send(m)
+		}
+	}
+}
+
+// drain unblocks a forwarder by taking what it sends, because closing the
+// client's channel while something is sent to it is a data race. A client
+// whose Send blocks on something else is given up after the timeout.
+func (f *forwarder) drain(timeout time.Duration) {
+	expired := time.NewTimer(timeout)
+	defer expired.Stop()
+
+	channel := f.client.Channel()
+	for {
+		select {
+		case <-f.done:
+			return
+		case _, open := <-channel:
+			if !open {
+				channel = nil
+			}
+		case <-expired.C:
+			return
+		}
+	}
+}
+
+// close stops all goroutines and waits for them until ctx is done.
+func (fc *foreignClients) close(ctx context.Context) {
+	fc.mu.Lock()
+	fc.closed = true
+	stuck := make([]*forwarder, 0, len(fc.forwarders))
+	for _, f := range fc.forwarders {
+		stuck = append(stuck, f)
+	}
+	fc.mu.Unlock()
+
+	for _, f := range stuck {
+		fc.running.Go(func() { f.drain(fc.limits.timeout) })
+	}
+
+	done := make(chan struct{})
+	go func() {
+		fc.running.Wait()
+		close(done)
+	}()
+
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,75 @@
+package topics
+
+import "github.com/pocketbase/pocketbase/tools/subscriptions"
+
+// A frame is one server-sent event without its id line, which differs from
+// client to client. Its two parts are prepared once and shared: the event line
+// by all messages of a subscription key, the data line by all receivers of a
+// message. Nobody may change them.
+type frame struct {
+	event *eventLine
+	data  dataLine
+}
+
+// heartbeat is the frame that becomes an event stream comment.
+var heartbeat = frame{}
+
+func newFrame(m subscriptions.Message) frame {
+	return frame{event: newEventLine(m.Name), data: newDataLine(m.Data)}
+}
+
+func (f frame) isHeartbeat() bool { return f.event == nil }
+
+// size is what the frame counts against [Config.QueueBytes].
+func (f frame) size() int {
+	if f.isHeartbeat() {
+		return 0
+	}
+	return len(f.event.line) + len(f.data)
+}
+
+// message is the frame as PocketBase's hooks see it.
+func (f frame) message() subscriptions.Message {
+	if f.isHeartbeat() {
+		return subscriptions.Message{}
+	}
+	return subscriptions.Message{Name: f.event.key, Data: f.data.json()}
+}
+
+// appendTo appends what core's Message.WriteSSE would write.
+func (f frame) appendTo(buf, idLine []byte) []byte {
+	if f.isHeartbeat() {
+		return append(buf, ":\n\n"...)
+	}
+	buf = append(buf, idLine...)
+	buf = append(buf, f.event.line...)
+	return append(buf, f.data...)
+}
+
+type eventLine struct {
+	key  string
+	line []byte
+}
+
+func newEventLine(key string) *eventLine {
+	return &eventLine{key: key, line: []byte("event:" + key + "\n")}
+}
+
+const (
+	dataPrefix = "data:"
+	dataSuffix = "\n\n"
+)
+
+// dataLine is the last line of an event, with the empty line that ends it.
+type dataLine []byte
+
+func newDataLine(json []byte) dataLine {
+	l := make(dataLine, 0, len(dataPrefix)+len(json)+len(dataSuffix))
+	l = append(l, dataPrefix...)
+	l = append(l, json...)
+	return append(l, dataSuffix...)
+}
+
+func (l dataLine) json() []byte {
+	return l[len(dataPrefix) : len(l)-len(dataSuffix)]
+}

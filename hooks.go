@@ -1,0 +1,121 @@
+package topics
+
+import (
+	"context"
+	"math"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/core/validators"
+	"github.com/pocketbase/pocketbase/tools/hook"
+
+	"github.com/pbtopics/topics/migrations"
+)
+
+// Priorities of the handlers, where the order matters.
+const (
+	// first: nobody else's handler may skip a message that wakes our writer
+	first = math.MinInt
+
+	// last: what we authorise is what core gets, and our client is outermost
+	last = math.MaxInt
+)
+
+// bindHooks is the only place that binds hooks of the app. The handlers are
+// found by their ids.
+func (p *Plugin) bindHooks(app core.App) {
+	app.OnServe().Bind(&hook.Handler[*core.ServeEvent]{Id: "topicsServe", Func: p.onServe})
+	app.OnTerminate().Bind(&hook.Handler[*core.TerminateEvent]{Id: "topicsTerminate", Func: p.onTerminate})
+
+	app.OnRealtimeConnectRequest().Bind(&hook.Handler[*core.RealtimeConnectRequestEvent]{Id: "topicsConnect", Func: p.onConnect, Priority: last})
+	app.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{Id: "topicsSubscribe", Func: p.onSubscribe, Priority: last})
+	app.OnRealtimeMessageSend().Bind(&hook.Handler[*core.RealtimeMessageEvent]{Id: "topicsSend", Func: p.onSend, Priority: first})
+
+	// by the collection's id, which survives a rename
+	rules := migrations.CollectionID
+	app.OnRecordValidate(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsValidate", Func: p.onRuleValidate})
+	app.OnRecordAfterCreateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleCreated", Func: p.onRuleSaved, Priority: first})
+	app.OnRecordAfterUpdateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleUpdated", Func: p.onRuleSaved, Priority: first})
+	app.OnRecordAfterDeleteSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleDeleted", Func: p.onRuleDeleted, Priority: first})
+
+	// a collection that appears, is renamed or goes changes what rules mean
+	app.OnCollectionAfterCreateSuccess().Bind(&hook.Handler[*core.CollectionEvent]{Id: "topicsCollectionCreated", Func: p.onCollectionChanged, Priority: first})
+	app.OnCollectionAfterUpdateSuccess().Bind(&hook.Handler[*core.CollectionEvent]{Id: "topicsCollectionUpdated", Func: p.onCollectionChanged, Priority: first})
+	app.OnCollectionAfterDeleteSuccess().Bind(&hook.Handler[*core.CollectionEvent]{Id: "topicsCollectionDeleted", Func: p.onCollectionChanged, Priority: first})
+}
+
+func (p *Plugin) onServe(e *core.ServeEvent) error {
+	p.bindRoutes(e)
+	bindDashboard(e)
+
+	return e.Next()
+}
+
+func (p *Plugin) onTerminate(e *core.TerminateEvent) error {
+	ctx, cancel := context.WithTimeout(context.Background(), p.config.WriteTimeout)
+	defer cancel()
+
+	if err := p.close(ctx); err != nil {
+		e.App.Logger().Error("Failed to close the topics plugin", "error", err.Error())
+	}
+
+	return e.Next()
+}
+
+func (p *Plugin) onConnect(e *core.RealtimeConnectRequestEvent) error {
+	c := newClient(e.Client, p.hub, e.Response, clientLimits{
+		messages:     p.config.QueueMessages,
+		bytes:        p.config.QueueBytes,
+		writeTimeout: p.config.WriteTimeout,
+		heartbeat:    p.config.Heartbeat,
+	}, p.logSlow(e.App))
+
+	p.hub.clients.Store(c, struct{}{})
+	defer func() {
+		p.hub.clients.Delete(c)
+		c.Discard()
+		c.conn.release()
+	}()
+
+	// after the store: whoever closes the hub either finds the client or is seen here
+	if p.closed.Load() {
+		return e.InternalServerError("The server is shutting down.", ErrClosed)
+	}
+
+	e.Client = c
+
+	return e.Next()
+}
+
+func (p *Plugin) onSend(e *core.RealtimeMessageEvent) error {
+	if c := ownClient(e.Client); c != nil {
+		return c.write(e)
+	}
+	return e.Next()
+}
+
+func (p *Plugin) onRuleValidate(e *core.RecordEvent) error {
+	err := e.Next()
+
+	return validators.JoinValidationErrors(err, validateRecord(e.App, e.Record))
+}
+
+func (p *Plugin) onRuleSaved(e *core.RecordEvent) error {
+	p.rules.changed()
+	warnOfGuests(e.App, e.Record)
+
+	return e.Next()
+}
+
+func (p *Plugin) onRuleDeleted(e *core.RecordEvent) error {
+	p.rules.changed()
+
+	return e.Next()
+}
+
+func (p *Plugin) onCollectionChanged(e *core.CollectionEvent) error {
+	// before and after, because core refreshes its cache of collections in between
+	p.rules.changed()
+	defer p.rules.changed()
+
+	return e.Next()
+}

@@ -1,0 +1,182 @@
+package topics
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+)
+
+const (
+	// hubShards spreads the topics over locks, so that publishing to one topic
+	// rarely waits for another.
+	hubShards = 256
+
+	// fanOutChunk is how many subscribers of one topic make a fan-out worth
+	// more than one goroutine. Queuing one message takes some 100 ns.
+	fanOutChunk = 4096
+)
+
+// hub knows the subscribers of each topic in this process and hands messages
+// to them.
+//
+// Lock order: client.subsMu, shard.mu, client.mu.
+type hub struct {
+	seed   maphash.Seed
+	shards [hubShards]hubShard
+
+	clients sync.Map // *client -> struct{}, all connected ones
+
+	// registered counts the clients that are certainly in PocketBase's broker:
+	// never more than there are
+	registered atomic.Int64
+}
+
+type hubShard struct {
+	mu sync.Mutex
+
+	// topic -> subscription key -> its subscribers. Holding mu while queuing a
+	// message is what gives all subscribers of a topic one order.
+	topics map[string]map[string]*keyGroup
+}
+
+// keyGroup holds the subscribers with the same subscription key, which share
+// the event line of their frames.
+type keyGroup struct {
+	event       *eventLine
+	subscribers []*subscription
+}
+
+// subscription is one key of one client, as the hub sees it.
+type subscription struct {
+	client *client
+	topic  string
+	key    string
+	group  *keyGroup
+	pos    int // in group.subscribers
+}
+
+func newHub() *hub {
+	h := &hub{seed: maphash.MakeSeed()}
+	for i := range h.shards {
+		h.shards[i].topics = map[string]map[string]*keyGroup{}
+	}
+	return h
+}
+
+func (h *hub) shard(topic string) *hubShard {
+	return &h.shards[maphash.String(h.seed, topic)%hubShards]
+}
+
+// add makes s receive its topic's messages.
+func (h *hub) add(s *subscription) {
+	shard := h.shard(s.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	keys := shard.topics[s.topic]
+	if keys == nil {
+		keys = map[string]*keyGroup{}
+		shard.topics[s.topic] = keys
+	}
+	group := keys[s.key]
+	if group == nil {
+		group = &keyGroup{event: newEventLine(s.key)}
+		keys[s.key] = group
+	}
+
+	s.group, s.pos = group, len(group.subscribers)
+	group.subscribers = append(group.subscribers, s)
+}
+
+func (h *hub) remove(s *subscription) {
+	shard := h.shard(s.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	group := s.group
+	last := len(group.subscribers) - 1
+	group.subscribers[s.pos] = group.subscribers[last]
+	group.subscribers[s.pos].pos = s.pos
+	group.subscribers[last] = nil
+	group.subscribers = group.subscribers[:last]
+
+	if last > 0 {
+		return
+	}
+	keys := shard.topics[s.topic]
+	delete(keys, s.key)
+	if len(keys) == 0 {
+		delete(shard.topics, s.topic)
+	}
+}
+
+// publish queues the message for every subscriber of its topic and for the
+// foreign clients. It returns the clients whose queue was full: the caller
+// closes them.
+func (h *hub) publish(m Message, foreign *foreignClients) (slow []*client) {
+	data := newDataLine(m.Data)
+	sweep := foreign.present(h.registered.Load())
+
+	shard := h.shard(m.Topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	for _, group := range shard.topics[m.Topic] {
+		slow = group.fanOut(data, m.Except, slow)
+	}
+	if sweep {
+		foreign.queue(m, data)
+	}
+
+	return slow
+}
+
+func (g *keyGroup) fanOut(data dataLine, except string, slow []*client) []*client {
+	if len(g.subscribers) <= fanOutChunk {
+		return g.fanOutChunk(g.subscribers, data, except, slow)
+	}
+
+	// a goroutine for each few thousand subscribers, waited for under the
+	// topic's lock: all it does is queuing
+	var (
+		workers errgroup.Group
+		mu      sync.Mutex
+	)
+	for start := 0; start < len(g.subscribers); start += fanOutChunk {
+		chunk := g.subscribers[start:min(start+fanOutChunk, len(g.subscribers))]
+		workers.Go(func() error {
+			if found := g.fanOutChunk(chunk, data, except, nil); len(found) > 0 {
+				mu.Lock()
+				slow = append(slow, found...)
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	_ = workers.Wait() // the workers return no error
+
+	return slow
+}
+
+func (g *keyGroup) fanOutChunk(subscribers []*subscription, data dataLine, except string, slow []*client) []*client {
+	f := frame{event: g.event, data: data}
+	for _, s := range subscribers {
+		if s.client.id == except {
+			continue
+		}
+		if !s.client.enqueue(f) {
+			slow = append(slow, s.client)
+		}
+	}
+	return slow
+}
+
+// close ends all connections, also those that are blocked in a write.
+func (h *hub) close() {
+	h.clients.Range(func(c, _ any) bool {
+		c.(*client).close()
+		return true
+	})
+}

@@ -1,0 +1,93 @@
+package topics
+
+import (
+	"sync"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+)
+
+const (
+	logPause    = time.Minute
+	logSubjects = 1000
+)
+
+// logLimiter keeps what clients can provoke from flooding the app's log: each
+// subject is logged at most once a minute.
+type logLimiter struct {
+	mu   sync.Mutex
+	last map[string]time.Time
+}
+
+func newLogLimiter() *logLimiter {
+	return &logLimiter{last: map[string]time.Time{}}
+}
+
+func (l *logLimiter) allow(subject string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+
+	now := time.Now()
+	if now.Sub(l.last[subject]) < logPause {
+		return false
+	}
+	if len(l.last) >= logSubjects {
+		clear(l.last)
+	}
+	l.last[subject] = now
+
+	return true
+}
+
+// logDenial says in the app's log who was refused what, and why. A rule that
+// cannot be evaluated is an error: the operator has to do something.
+func (p *Plugin) logDenial(app core.App, topic string, auth *core.Record, a action, d *denial) {
+	log := app.Logger().Info
+	subject := d.code + " " + string(a) + " " + topic
+	attrs := []any{"code", d.code, "topic", clip(topic)}
+
+	if d.code == codeRuleError {
+		log = app.Logger().Error
+		subject = d.Error()
+	}
+	if !p.logs.allow(subject) {
+		return
+	}
+
+	if auth != nil {
+		attrs = append(attrs, "authId", auth.Id, "authCollection", auth.Collection().Name)
+	}
+	if d.cause != nil {
+		attrs = append(attrs, "error", d.cause.Error())
+	}
+
+	log("Refused to let a client "+string(a)+" a topic", attrs...)
+}
+
+// clip keeps attackers' text short.
+func clip(s string) string {
+	if len(s) > maxTopicLength {
+		return s[:maxTopicLength] + "…"
+	}
+	return s
+}
+
+func (p *Plugin) logSlow(app core.App) func(*client) {
+	return func(c *client) {
+		app.Logger().Warn(
+			"Closed a realtime connection because its client did not keep up (slow consumer)",
+			"clientId", c.id,
+			"queueMessages", p.config.QueueMessages,
+			"queueBytes", p.config.QueueBytes,
+		)
+	}
+}
+
+func (p *Plugin) logSlowForeign(app core.App) func(string) {
+	return func(id string) {
+		app.Logger().Warn(
+			"Unregistered a realtime client of the app's own code because it did not keep up (slow consumer)",
+			"clientId", id,
+		)
+	}
+}

@@ -1,0 +1,164 @@
+package topics
+
+import (
+	"bytes"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"unicode/utf8"
+
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// controlKey is the top-level key that marks the plugin's own messages.
+const controlKey = "@topics"
+
+// Option changes how a message is sent.
+type Option func(*Message)
+
+// Except leaves one client out: usually the connection of whoever caused the
+// message (pb.realtime.clientId in the JS SDK).
+func Except(clientID string) Option {
+	return func(m *Message) { m.Except = clientID }
+}
+
+// Notify sends data to all subscribers of topic. They receive exactly the JSON
+// that [json.Marshal] makes of it.
+//
+// No rule is asked: it is the server that speaks. Inside a transaction (app is
+// a transaction's app) the message is sent after the commit, and never after a
+// rollback. Notify does not wait for any client.
+//
+// It returns, wrapped, [ErrNotRegistered], [ErrClosed], [ErrMalformedTopic],
+// [ErrReservedTopic], [ErrInvalidPayload], [ErrPayloadTooLarge],
+// [ErrReservedPayload] or [ErrTransactionOver], or what [Config.Broker]
+// returns; in each case nothing is sent.
+func Notify(app core.App, topic string, data any, opts ...Option) error {
+	p := From(app)
+	if p == nil {
+		return ErrNotRegistered
+	}
+	return p.Notify(app, topic, data, opts...)
+}
+
+// Notify is [Notify] on an app whose plugin is at hand, as it is in pb_hooks:
+//
+//	$app.store().get("topics").notify($app, "room/42", {test: 123})
+func (p *Plugin) Notify(app core.App, topic string, data any, opts ...Option) error {
+	if p.closed.Load() {
+		return ErrClosed
+	}
+	if !validTopic(topic) {
+		return fmt.Errorf("%w: %q", ErrMalformedTopic, topic)
+	}
+	if reservedTopic(app, topic) {
+		return fmt.Errorf("%w: %q", ErrReservedTopic, topic)
+	}
+
+	// v1 of encoding/json on purpose: v2 orders maps at random
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalidPayload, err)
+	}
+	if err := p.checkPayload(raw); err != nil {
+		return err
+	}
+
+	m := Message{Topic: topic, Data: raw}
+	for _, opt := range opts {
+		opt(&m)
+	}
+
+	return p.send(app, m)
+}
+
+// checkPayload expects compact JSON.
+func (p *Plugin) checkPayload(raw []byte) error {
+	if limit := p.config.MaxPayload; len(raw) > limit {
+		return fmt.Errorf("%w: %d bytes, the limit is %d", ErrPayloadTooLarge, len(raw), limit)
+	}
+	if !utf8.Valid(raw) {
+		return fmt.Errorf("%w: not valid UTF-8", ErrInvalidPayload)
+	}
+	if hasControlKey(raw) {
+		return ErrReservedPayload
+	}
+	return nil
+}
+
+// hasControlKey reports whether raw is a JSON object with the control key at
+// its top level. Almost no payload gets past the two cheap looks.
+func hasControlKey(raw []byte) bool {
+	if len(raw) == 0 || raw[0] != '{' {
+		return false
+	}
+	if !bytes.Contains(raw, []byte(`"`+controlKey+`"`)) && !bytes.Contains(raw, []byte(`\u`)) {
+		return false
+	}
+
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &object); err != nil {
+		return true // not an object after all: refuse what cannot be told
+	}
+	_, has := object[controlKey]
+	return has
+}
+
+// send expects a checked message.
+func (p *Plugin) send(app core.App, m Message) error {
+	tx := app.TxInfo()
+	if tx == nil {
+		return p.config.Broker.Publish(m)
+	}
+
+	// a callback that is added to an ended transaction would never be called
+	// (or, from inside of such a callback, wait for itself)
+	if err := checkTransaction(app); err != nil {
+		return err
+	}
+
+	tx.OnComplete(func(txErr error) error {
+		if txErr != nil {
+			return nil
+		}
+		if err := p.config.Broker.Publish(m); err != nil {
+			// an error here would look as if the commit had failed
+			app.Logger().Error(
+				"Failed to send a realtime message after its transaction",
+				"topic", m.Topic,
+				"error", err.Error(),
+			)
+		}
+		return nil
+	})
+
+	return nil
+}
+
+func checkTransaction(app core.App) error {
+	db := app.ConcurrentDB()
+	if _, ok := db.(*dbx.Tx); !ok {
+		db = app.AuxConcurrentDB()
+	}
+
+	_, err := db.NewQuery("SELECT 1").Execute()
+	switch {
+	case errors.Is(err, sql.ErrTxDone):
+		return ErrTransactionOver
+	case err != nil:
+		return fmt.Errorf("topics: the app's transaction cannot be used: %w", err)
+	}
+
+	return nil
+}
+
+// deliver is the broker's handler: the message goes to every subscriber of
+// this process.
+func (p *Plugin) deliver(m Message) {
+	slow := p.hub.publish(m, p.foreign)
+	for _, c := range slow {
+		c.closeSlow()
+	}
+}

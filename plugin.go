@@ -1,0 +1,230 @@
+// Package topics adds access rules to the custom realtime topics of
+// PocketBase, and delivers their messages in order, without ever waiting for
+// a client. Clients need nothing but the official SDKs.
+//
+//	func main() {
+//		app := pocketbase.New()
+//		topics.MustRegister(app, topics.Config{})
+//		if err := app.Start(); err != nil {
+//			log.Fatal(err)
+//		}
+//	}
+//
+//	topics.Notify(app, "room/42", map[string]any{"test": 123})
+//
+//	await pb.realtime.subscribe("room/42", (e) => console.log(e)) // {test: 123}
+//
+// # Guarantees
+//
+//  1. Deny by default. A custom topic that no rule record matches can be
+//     neither subscribed nor published to by a client. Topics of collections,
+//     PB_CONNECT and @oauth2 are PocketBase's own and pass untouched.
+//  2. A denial is loud and local. It never fails the SDK's request, never
+//     affects another topic, and is told once, on the denied key.
+//  3. Whatever cannot be decided is denied: a missing collection, a rule that
+//     does not parse, a failing query. The app's log says why.
+//  4. Order. All subscribers of a topic see its messages in one order.
+//  5. A publisher never waits for a client. Each client's queue is bounded in
+//     messages and bytes; a client that does not keep up is closed.
+//  6. Transactions. [Notify] inside a transaction sends after the commit; a
+//     rollback sends nothing.
+//  7. Bounded. Topics, payloads and queues have limits, with the defaults that
+//     [Config] documents.
+//
+// # Concurrency
+//
+// All functions and methods are safe for concurrent use. No lock is held
+// while calling into PocketBase or the app's code. The plugin's goroutines
+// end, and are waited for, when the app terminates.
+package topics
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+
+	_ "github.com/pbtopics/topics/migrations" // the topic rules collection
+)
+
+// storeKey is where [core.App.Store] keeps the plugin, so that pb_hooks can
+// reach it too: $app.store().get("topics").notify($app, "room/42", {test: 123}).
+const storeKey = "topics"
+
+// Config configures the plugin. The zero value works.
+type Config struct {
+	// Topics are topic rules kept in code. They need no record, cannot be
+	// edited in the dashboard, and win over a record that matches the same
+	// topics.
+	Topics []Topic
+
+	// AllowUnknown lets clients subscribe to topics that neither a record nor
+	// Topics matches, as in plain PocketBase. Publishing to them through the
+	// API stays denied. Default false.
+	AllowUnknown bool
+
+	// QueueMessages is how many messages may wait for one client before it is
+	// closed as a slow consumer. Default 1024.
+	QueueMessages int
+
+	// QueueBytes is how many bytes may wait for one client before it is closed
+	// as a slow consumer. Default 1 MiB; must leave room for one message.
+	QueueBytes int
+
+	// WriteTimeout is how long one write to a client may block before its
+	// connection is closed. Default 10 seconds.
+	WriteTimeout time.Duration
+
+	// Heartbeat is the pause after which a quiet connection gets an event
+	// stream comment, which keeps it from PocketBase's idle timeout of 5
+	// minutes. Default 25 seconds, -1 sends none.
+	Heartbeat time.Duration
+
+	// MaxPayload is the limit of one message's JSON in bytes. Default 64 KiB; at
+	// most half of QueueBytes, which is also what -1 stands for.
+	MaxPayload int
+
+	// MaxPublishMessages is how many messages one request of
+	// POST /api/topics/publish may carry. Default 100.
+	MaxPublishMessages int
+
+	// Broker carries each message to the hub of every server process. Default
+	// nil: messages stay in this process.
+	Broker Broker
+}
+
+const minQueueBytes = 4 << 10
+
+func (c Config) withDefaults() Config {
+	if c.QueueMessages == 0 {
+		c.QueueMessages = 1024
+	}
+	if c.QueueBytes == 0 {
+		c.QueueBytes = 1 << 20
+	}
+	if c.WriteTimeout == 0 {
+		c.WriteTimeout = 10 * time.Second
+	}
+	if c.Heartbeat == 0 {
+		c.Heartbeat = 25 * time.Second
+	}
+	switch c.MaxPayload {
+	case 0:
+		c.MaxPayload = min(64<<10, c.QueueBytes/2)
+	case -1:
+		c.MaxPayload = c.QueueBytes / 2
+	}
+	if c.MaxPublishMessages == 0 {
+		c.MaxPublishMessages = 100
+	}
+	if c.Broker == nil {
+		c.Broker = new(localBroker)
+	}
+	return c
+}
+
+// validate expects the defaults to be filled in.
+func (c Config) validate() error {
+	switch {
+	case c.QueueMessages < 1:
+		return fmt.Errorf("topics: Config.QueueMessages must be at least 1, got %d", c.QueueMessages)
+	case c.QueueBytes < minQueueBytes:
+		return fmt.Errorf("topics: Config.QueueBytes must be at least %d, got %d", minQueueBytes, c.QueueBytes)
+	case c.WriteTimeout < time.Millisecond:
+		return fmt.Errorf("topics: Config.WriteTimeout must be at least 1ms, got %v", c.WriteTimeout)
+	case c.Heartbeat != -1 && c.Heartbeat < time.Millisecond:
+		return fmt.Errorf("topics: Config.Heartbeat must be at least 1ms, or -1 for none, got %v", c.Heartbeat)
+	case c.MaxPayload < 1 || c.MaxPayload > c.QueueBytes/2:
+		return fmt.Errorf("topics: Config.MaxPayload must be between 1 and half of QueueBytes (%d), or -1 for that half, got %d", c.QueueBytes, c.MaxPayload)
+	case c.MaxPublishMessages < 1:
+		return fmt.Errorf("topics: Config.MaxPublishMessages must be at least 1, got %d", c.MaxPublishMessages)
+	}
+	return nil
+}
+
+// Plugin is the registered plugin of an app. [From] finds it.
+type Plugin struct {
+	config  Config
+	rules   *rules
+	hub     *hub
+	foreign *foreignClients
+	logs    *logLimiter
+	closed  atomic.Bool
+}
+
+// MustRegister is [Register], but panics on an error.
+func MustRegister(app core.App, config Config) {
+	if err := Register(app, config); err != nil {
+		panic(err)
+	}
+}
+
+// Register adds the plugin to app, which may be bootstrapped already and may
+// be a transaction's app. It returns [ErrAlreadyRegistered] the second time
+// and an error that names the field for an invalid config.
+func Register(app core.App, config Config) error {
+	if app == nil {
+		return errors.New("topics: Register needs an app")
+	}
+
+	config = config.withDefaults()
+	if err := config.validate(); err != nil {
+		return err
+	}
+
+	rules, err := newRules(config.Topics)
+	if err != nil {
+		return err
+	}
+
+	p := &Plugin{
+		config: config,
+		rules:  rules,
+		hub:    newHub(),
+		logs:   newLogLimiter(),
+	}
+	p.foreign = newForeignClients(app.SubscriptionsBroker(), foreignLimits{
+		messages: config.QueueMessages,
+		bytes:    config.QueueBytes,
+		timeout:  config.WriteTimeout,
+	}, p.logSlowForeign(app))
+
+	if app.Store().GetOrSet(storeKey, func() any { return p }) != any(p) {
+		return ErrAlreadyRegistered
+	}
+
+	if err := config.Broker.Subscribe(p.deliver); err != nil {
+		app.Store().Remove(storeKey)
+		return fmt.Errorf("topics: Config.Broker: %w", err)
+	}
+
+	p.bindHooks(app)
+
+	return nil
+}
+
+// From returns the plugin of app, or nil if it has none.
+func From(app core.App) *Plugin {
+	if app == nil {
+		return nil
+	}
+	p, _ := app.Store().Get(storeKey).(*Plugin)
+	return p
+}
+
+// close ends all of the plugin's goroutines and waits for them. It is safe to
+// call it more than once.
+func (p *Plugin) close(ctx context.Context) error {
+	if p.closed.Swap(true) {
+		return nil
+	}
+
+	err := p.config.Broker.Close()
+	p.hub.close()
+	p.foreign.close(ctx)
+
+	return err
+}

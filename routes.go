@@ -1,0 +1,357 @@
+package topics
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"unicode/utf8"
+
+	validation "github.com/pocketbase/ozzo-validation/v4"
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/router"
+)
+
+// publishLabel is the rate limit label of publishing, for PocketBase's
+// settings. Each message counts.
+const publishLabel = "topics:publish"
+
+// publishOverhead is the room in a request's body for what is not payload.
+const publishOverhead = 4 << 10
+
+func (p *Plugin) bindRoutes(e *core.ServeEvent) {
+	limit := rateLimiter(e.Router)
+
+	group := e.Router.Group("/api/topics")
+	group.GET("/access", p.handleAccess).Bind(apis.SkipSuccessActivityLog())
+	group.POST("/publish", func(e *core.RequestEvent) error { return p.handlePublish(e, limit) }).
+		Bind(
+			apis.BodyLimit(int64(p.config.MaxPublishMessages)*int64(p.config.MaxPayload+publishOverhead)),
+			codedBodyLimit(),
+			apis.SkipSuccessActivityLog(),
+		)
+}
+
+// codedBodyLimit gives core's refusal of a large body a code.
+func codedBodyLimit() *hook.Handler[*core.RequestEvent] {
+	return &hook.Handler[*core.RequestEvent]{
+		Id:       "topicsBodyLimit",
+		Priority: apis.DefaultBodyLimitMiddlewarePriority - 1, // around it
+		Func: func(e *core.RequestEvent) error {
+			err := e.Next()
+			if errors.Is(err, apis.ErrRequestEntityTooLarge) {
+				return router.NewApiError(http.StatusRequestEntityTooLarge, "Request entity too large.", validation.Errors{
+					"body": validation.NewError(codePayloadTooLarge, "Is too large, even for as many messages as one request may carry."),
+				})
+			}
+			return err
+		},
+	}
+}
+
+// requestInfo describes the caller of a request to rules, with body as
+// @request.body. It is what core makes of the request without its body, which
+// core would read by other means than we do.
+func requestInfo(e *core.RequestEvent, method string, body map[string]any) (*core.RequestInfo, error) {
+	bare := new(core.RequestEvent)
+	bare.App = e.App
+	bare.Auth = e.Auth
+	bare.Request = e.Request.Clone(e.Request.Context())
+	bare.Request.Method = method
+	bare.Request.Body = http.NoBody
+	bare.Request.ContentLength = 0
+
+	info, err := bare.RequestInfo()
+	if err != nil {
+		return nil, err
+	}
+	info.Body = body
+	return info, nil
+}
+
+// rateLimiter returns core's own rate limiting of a label. Core applies the
+// rules of a request's path by itself and exports no other way: so its
+// middleware is asked about a request whose path is the label.
+func rateLimiter(r *router.Router[*core.RequestEvent]) func(e *core.RequestEvent, label string) error {
+	var middleware *hook.Handler[*core.RequestEvent]
+	for _, m := range r.Middlewares {
+		if m.Id == apis.DefaultRateLimitMiddlewareId {
+			middleware = m
+		}
+	}
+
+	return func(e *core.RequestEvent, label string) error {
+		if middleware == nil {
+			return nil // the app has removed rate limits
+		}
+
+		probe := new(core.RequestEvent)
+		probe.App = e.App
+		probe.Auth = e.Auth
+		probe.Response = e.Response
+		probe.Request = e.Request.Clone(e.Request.Context())
+		probe.Request.URL = &url.URL{Path: label}
+
+		return middleware.Func(probe)
+	}
+}
+
+// publication is one message of a publish request.
+type publication struct {
+	message Message
+	body    map[string]any // @request.body
+	field   func(validation.Errors) validation.Errors
+}
+
+// handlePublish sends one message, or many: all of them or, when one is
+// refused, none.
+func (p *Plugin) handlePublish(e *core.RequestEvent, limit func(*core.RequestEvent, string) error) error {
+	publications, many, err := p.readPublications(e)
+	if err != nil {
+		return err
+	}
+
+	info, err := requestInfo(e, e.Request.Method, nil)
+	if err != nil {
+		return e.BadRequestError("", err)
+	}
+
+	for _, pub := range publications {
+		if err := limit(e, publishLabel); err != nil {
+			return err
+		}
+		if d := p.decidePublish(e, pub, info); d != nil {
+			p.logDenial(e.App, pub.message.Topic, e.Auth, actionPublish, d)
+			faults := pub.field(validation.Errors{"topic": d.fieldError()})
+			return router.NewApiError(d.status(), d.message, faults)
+		}
+	}
+
+	for _, pub := range publications {
+		if err := p.send(e.App, pub.message); err != nil {
+			return e.InternalServerError("Failed to publish.", err)
+		}
+	}
+
+	// ids belong to topics with history
+	if !many {
+		return e.JSON(http.StatusOK, map[string]any{"id": ""})
+	}
+	ids := make([]map[string]any, len(publications))
+	for i := range ids {
+		ids[i] = map[string]any{"id": ""}
+	}
+	return e.JSON(http.StatusOK, map[string]any{"messages": ids})
+}
+
+func (p *Plugin) decidePublish(e *core.RequestEvent, pub publication, info *core.RequestInfo) *denial {
+	if reservedTopic(e.App, pub.message.Topic) {
+		return denyReserved()
+	}
+
+	own := *info
+	own.Body = pub.body
+	return p.decide(e.App, actionPublish, pub.message.Topic, &own)
+}
+
+// readPublications reads the body as {topic, data, except?} or as
+// {messages: [...]} of such objects.
+func (p *Plugin) readPublications(e *core.RequestEvent) (publications []publication, many bool, err error) {
+	raw, err := io.ReadAll(e.Request.Body)
+	if err != nil {
+		return nil, false, err // of the body limit
+	}
+
+	body, err := readObject(raw)
+	if err != nil {
+		return nil, false, e.BadRequestError("The body must be a JSON object.", validation.Errors{
+			"body": validation.NewError(codeBodyInvalid, "Must be a JSON object with topic and data, or with messages."),
+		})
+	}
+
+	list, many := body["messages"]
+	if !many {
+		pub, faults := p.readPublication(raw)
+		if faults != nil {
+			return nil, false, e.BadRequestError("Failed to publish.", faults)
+		}
+		pub.field = func(faults validation.Errors) validation.Errors { return faults }
+		return []publication{pub}, false, nil
+	}
+
+	var items []json.RawMessage
+	if err := json.Unmarshal(list, &items); err != nil || len(items) == 0 {
+		return nil, true, e.BadRequestError("Failed to publish.", validation.Errors{
+			"messages": validation.NewError(codeMessagesInvalid, "Must be an array of at least one message."),
+		})
+	}
+	if limit := p.config.MaxPublishMessages; len(items) > limit {
+		return nil, true, e.BadRequestError("Failed to publish.", validation.Errors{
+			"messages": validation.NewError(codeTooManyMessages, fmt.Sprintf("Must not have more than %d messages.", limit)),
+		})
+	}
+
+	for i, item := range items {
+		at := func(faults validation.Errors) validation.Errors {
+			return validation.Errors{"messages": validation.Errors{strconv.Itoa(i): faults}}
+		}
+		pub, faults := p.readPublication(item)
+		if faults != nil {
+			return nil, true, e.BadRequestError("Failed to publish.", at(faults))
+		}
+		pub.field = at
+		publications = append(publications, pub)
+	}
+	return publications, true, nil
+}
+
+// readObject reads a JSON object by its exact keys. (A struct would also take
+// "Topic" for "topic", and then the rule would see another topic than the one
+// that is published to.)
+func readObject(raw []byte) (map[string]json.RawMessage, error) {
+	if !utf8.Valid(raw) {
+		return nil, errors.New("not valid UTF-8")
+	}
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &object); err != nil {
+		return nil, err
+	}
+	if object == nil {
+		return nil, errors.New("null")
+	}
+	return object, nil
+}
+
+func (p *Plugin) readPublication(raw json.RawMessage) (publication, validation.Errors) {
+	fields, err := readObject(raw)
+	if err != nil {
+		return publication{}, validation.Errors{"body": validation.NewError(codeBodyInvalid, "Must be a JSON object with topic and data.")}
+	}
+
+	pub := publication{body: make(map[string]any, len(fields))}
+	for name, value := range fields {
+		var v any
+		if err := json.Unmarshal(value, &v); err != nil {
+			return publication{}, validation.Errors{"body": validation.NewError(codeBodyInvalid, "Has a number that is out of range.")}
+		}
+		pub.body[name] = v
+	}
+
+	faults := validation.Errors{}
+
+	topic, isText := pub.body["topic"].(string)
+	if !isText || topic == "" {
+		faults["topic"] = validation.NewError(codeTopicRequired, "Must be the topic's name.")
+	}
+	pub.message.Topic = topic
+
+	if except, given := pub.body["except"]; given {
+		if pub.message.Except, isText = except.(string); !isText {
+			faults["except"] = validation.NewError(codeBodyInvalid, "Must be the id of a realtime client.")
+		}
+	}
+
+	if data, given := fields["data"]; !given {
+		faults["data"] = validation.NewError(codePayloadRequired, "Must be what is sent: any JSON value.")
+	} else if pub.message.Data, err = compact(data); err == nil {
+		err = p.checkPayload(pub.message.Data)
+		if err != nil {
+			faults["data"] = p.payloadFault(err)
+		}
+	} else {
+		faults["data"] = p.payloadFault(err)
+	}
+
+	if len(faults) > 0 {
+		return publication{}, faults
+	}
+	return pub, nil
+}
+
+// compact makes one line of JSON without changing its numbers or key order.
+func compact(raw []byte) ([]byte, error) {
+	var line bytes.Buffer
+	line.Grow(len(raw))
+	if err := json.Compact(&line, raw); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidPayload, err)
+	}
+	return line.Bytes(), nil
+}
+
+func (p *Plugin) payloadFault(err error) validation.Error {
+	switch {
+	case errors.Is(err, ErrPayloadTooLarge):
+		return validation.NewError(codePayloadTooLarge, fmt.Sprintf("Must not be longer than %d bytes of JSON.", p.config.MaxPayload))
+	case errors.Is(err, ErrReservedPayload):
+		return validation.NewError(codePayloadReserved, `May not have the top-level key "@topics".`)
+	default:
+		return validation.NewError(codePayloadInvalid, "Must be valid JSON.")
+	}
+}
+
+// access says what the caller may do with a topic.
+type access struct {
+	Topic     string  `json:"topic"`
+	Subscribe verdict `json:"subscribe"`
+	Publish   verdict `json:"publish"`
+	Presence  verdict `json:"presence"`
+}
+
+type verdict struct {
+	Allowed bool   `json:"allowed"`
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+func verdictOf(d *denial) verdict {
+	if d == nil {
+		return verdict{Allowed: true}
+	}
+	return verdict{Code: d.code, Message: d.message}
+}
+
+// handleAccess answers with the decisions that subscribing and publishing
+// would meet. The topic may be a whole subscription key, options included.
+func (p *Plugin) handleAccess(e *core.RequestEvent) error {
+	key := e.Request.URL.Query().Get("topic")
+	if key == "" {
+		return e.BadRequestError("The topic is missing.", validation.Errors{
+			"topic": validation.NewError(codeTopicRequired, "Must be the topic's name."),
+		})
+	}
+
+	topic := topicOf(key)
+	answer := access{Topic: topic}
+
+	// of a publication without a body
+	info, err := requestInfo(e, http.MethodPost, map[string]any{})
+	if err != nil {
+		return e.BadRequestError("", err)
+	}
+
+	if reservedTopic(e.App, topic) {
+		// subscribing is core's to decide
+		answer.Subscribe = verdict{Allowed: true, Code: codeReserved, Message: "The topic belongs to PocketBase, whose own rules apply."}
+		answer.Publish = verdictOf(denyReserved())
+		answer.Presence = verdictOf(denyReserved())
+		return e.JSON(http.StatusOK, answer)
+	}
+
+	subscribe := p.decideKey(e.App, key, parseKeys([]string{key})[key], e.Auth)
+	publish := p.decide(e.App, actionPublish, topic, info)
+	presence := p.decide(e.App, actionPresence, topic, info)
+	for _, d := range []*denial{subscribe, publish, presence} {
+		if d != nil && d.code == codeRuleError {
+			p.logDenial(e.App, topic, e.Auth, actionSubscribe, d)
+		}
+	}
+
+	answer.Subscribe, answer.Publish, answer.Presence = verdictOf(subscribe), verdictOf(publish), verdictOf(presence)
+	return e.JSON(http.StatusOK, answer)
+}

@@ -1,0 +1,289 @@
+package topics
+
+import (
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/ganigeorgiev/fexpr"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/types"
+
+	"github.com/pbtopics/topics/migrations"
+)
+
+// Topic is a topic rule kept in code, with the same meaning as a record of the
+// `_topics` collection. Rules are PocketBase's: nil is for superusers only, ""
+// is for everyone, anything else is a filter expression.
+//
+//	topics.Topic{Pattern: "news", SubscribeRule: types.Pointer("")}
+type Topic struct {
+	// Pattern names the topics: literal segments, {param} segments and at the
+	// end possibly {rest...}. Required.
+	Pattern string
+
+	// SubscribeRule says who may subscribe. With Collection it may be "@view":
+	// whoever can view the record.
+	SubscribeRule *string
+
+	// PublishRule says who may publish through the API.
+	PublishRule *string
+
+	// PresenceRule says who may see the members.
+	PresenceRule *string
+
+	// Collection is the name or id of a collection whose record the pattern's
+	// {id} names: rules are then evaluated on that record, and a missing
+	// record denies. Optional.
+	Collection string
+}
+
+// viewRule as a subscribe rule stands for the collection's own view rule.
+const viewRule = "@view"
+
+// definition is a topic rule ready to be used, from a record or from code.
+type definition struct {
+	pattern    pattern
+	subscribe  rule
+	publish    rule
+	presence   rule
+	collection string
+
+	// source names the definition in the log
+	source string
+
+	// broken denies everything, and says why
+	broken error
+}
+
+// rule is the value of a rule field. A nil text is for superusers only.
+type rule struct {
+	text   *string
+	broken error
+}
+
+func (d *definition) rule(a action) rule {
+	switch {
+	case d.broken != nil:
+		return rule{broken: d.broken}
+	case a == actionSubscribe:
+		return d.subscribe
+	case a == actionPublish:
+		return d.publish
+	default:
+		return d.presence
+	}
+}
+
+// ruleset is everything that was defined at one moment.
+type ruleset struct {
+	generation uint64
+	tree       patternTree[definition]
+}
+
+// rules finds the definition of a topic. It reads the collection when it is
+// needed the first time and again after each change.
+type rules struct {
+	code []*definition
+
+	// generation counts the changes; current is valid while it has the same
+	generation atomic.Uint64
+	current    atomic.Pointer[ruleset]
+}
+
+// newRules returns an error that names the field of an invalid topic. Whether
+// the collections in its rules exist is only known later.
+func newRules(code []Topic) (*rules, error) {
+	r := new(rules)
+	shapes := map[string]int{}
+
+	for i, t := range code {
+		field := fmt.Sprintf("topics: Config.Topics[%d]", i)
+
+		d := &definition{
+			subscribe:  rule{text: t.SubscribeRule},
+			publish:    rule{text: t.PublishRule},
+			presence:   rule{text: t.PresenceRule},
+			collection: t.Collection,
+			source:     fmt.Sprintf("Config.Topics[%d]", i),
+		}
+
+		var err error
+		if d.pattern, err = parsePattern(t.Pattern); err != nil {
+			return nil, fmt.Errorf("%s.Pattern: %w", field, err)
+		}
+		if other, ok := shapes[d.pattern.shape()]; ok {
+			return nil, fmt.Errorf("%s.Pattern: matches the same topics as Config.Topics[%d]", field, other)
+		}
+		shapes[d.pattern.shape()] = i
+
+		if d.collection != "" && !d.pattern.hasRecordID() {
+			return nil, fmt.Errorf("%s.Collection: the pattern needs an {id} segment to name a record", field)
+		}
+		for name, text := range map[string]*string{
+			"SubscribeRule": t.SubscribeRule,
+			"PublishRule":   t.PublishRule,
+			"PresenceRule":  t.PresenceRule,
+		} {
+			if err := d.checkSyntax(text, name == "SubscribeRule"); err != nil {
+				return nil, fmt.Errorf("%s.%s: %w", field, name, err)
+			}
+		}
+
+		r.code = append(r.code, d)
+	}
+
+	return r, nil
+}
+
+// checkSyntax finds the faults of a rule that need no database.
+func (d *definition) checkSyntax(text *string, mayView bool) error {
+	switch {
+	case text == nil || *text == "":
+		return nil
+	case *text == viewRule && mayView:
+		if d.collection == "" {
+			return errors.New(viewRule + " needs a collection")
+		}
+		return nil
+	}
+
+	_, err := fexpr.Parse(*text)
+	return err
+}
+
+// idParam is the parameter that names the record of a bound collection.
+const idParam = "id"
+
+func (p pattern) hasRecordID() bool {
+	for _, s := range p.segments {
+		if s.kind == segmentParam && s.text == idParam {
+			return true
+		}
+	}
+	return false
+}
+
+// changed makes the next find read the collection again.
+func (r *rules) changed() { r.generation.Add(1) }
+
+// find returns the definition of the most specific pattern that matches the
+// topic, which must be valid, or nil if there is none.
+func (r *rules) find(app core.App, topic string) (*definition, error) {
+	set, err := r.load(app)
+	if err != nil {
+		return nil, err
+	}
+	return set.tree.find(topic), nil
+}
+
+func (r *rules) load(app core.App) (*ruleset, error) {
+	// what a transaction sees is not true for others
+	inTransaction := app.IsTransactional()
+
+	generation := r.generation.Load()
+	if set := r.current.Load(); set != nil && set.generation == generation && !inTransaction {
+		return set, nil
+	}
+
+	// concurrent loads may do the same work; a load that a change has
+	// overtaken carries the old generation and is not used again
+	set, err := r.read(app, generation)
+	if err != nil {
+		return nil, err
+	}
+	if !inTransaction {
+		r.current.Store(set)
+	}
+
+	return set, nil
+}
+
+func (r *rules) read(app core.App, generation uint64) (*ruleset, error) {
+	set := &ruleset{generation: generation}
+
+	records, err := findTopicRecords(app)
+	if err != nil {
+		return nil, fmt.Errorf("failed to read the topic rules: %w", err)
+	}
+
+	for _, record := range records {
+		d, err := definitionOf(record)
+		if err != nil {
+			app.Logger().Error(
+				"Ignored a topic rule whose pattern is invalid: nothing matches it. Edit or delete the record.",
+				"record", record.Id,
+				"pattern", record.GetString("pattern"),
+				"error", err.Error(),
+			)
+			continue
+		}
+		if reservedTopic(app, d.pattern.segments[0].text) && d.pattern.segments[0].kind == segmentLiteral {
+			app.Logger().Warn(
+				"A topic rule is out of reach because its first segment is the name or id of a collection. Change the pattern or rename the collection.",
+				"record", record.Id,
+				"pattern", d.pattern.raw,
+			)
+		}
+		if other := set.tree.add(d.pattern, d); other != nil {
+			// a save refuses this, so it was written past the app
+			d.broken = fmt.Errorf("the patterns of %s and %s match the same topics", other.source, d.source)
+			app.Logger().Error("Two topic rules match the same topics, which denies them: delete one.", "error", d.broken.Error())
+		}
+	}
+
+	for _, d := range r.code {
+		set.tree.add(d.pattern, d)
+	}
+
+	return set, nil
+}
+
+// findTopicRecords finds none when the collection is gone, which denies every
+// topic that is not in code.
+func findTopicRecords(app core.App) ([]*core.Record, error) {
+	collection, err := app.FindCachedCollectionByNameOrId(migrations.CollectionID)
+	if errors.Is(err, sql.ErrNoRows) {
+		app.Logger().Error(
+			"The topic rules collection is missing, so every topic is denied that Config.Topics does not have. docs/operating.md says how to bring it back.",
+			"collectionId", migrations.CollectionID,
+		)
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return app.FindAllRecords(collection)
+}
+
+func definitionOf(record *core.Record) (*definition, error) {
+	p, err := parsePattern(record.GetString("pattern"))
+	if err != nil {
+		return nil, err
+	}
+
+	return &definition{
+		pattern:    p,
+		subscribe:  ruleOf(record, "subscribeRule"),
+		publish:    ruleOf(record, "publishRule"),
+		presence:   ruleOf(record, "presenceRule"),
+		collection: record.GetString("collection"),
+		source:     "record " + record.Id,
+	}, nil
+}
+
+// ruleOf reads a rule field: JSON null or a JSON string.
+func ruleOf(record *core.Record, field string) rule {
+	raw, _ := record.Get(field).(types.JSONRaw)
+	if len(raw) == 0 {
+		return rule{}
+	}
+
+	var text *string
+	if err := json.Unmarshal(raw, &text); err != nil {
+		return rule{broken: fmt.Errorf("%s must be null or a text, not %s", field, clip(string(raw)))}
+	}
+	return rule{text: text}
+}
