@@ -1,0 +1,262 @@
+// The example app's page in headless Chromium.
+
+import assert from "node:assert/strict";
+import { after, afterEach, before, test } from "node:test";
+
+import { client, launchBrowser, startExample, startProxy } from "./harness.mjs";
+
+let server;
+let browser;
+let contexts = [];
+
+before(async () => {
+  server = await startExample();
+  browser = await launchBrowser();
+});
+
+afterEach(async () => {
+  await Promise.all(contexts.map((context) => context.close()));
+  contexts = [];
+});
+
+after(async () => {
+  await browser?.close();
+  await server?.stop();
+});
+
+// visit opens the page in a context of its own. complaints collects what the
+// console and the page's scripts complain about.
+async function visit(url = server.url) {
+  const context = await browser.newContext();
+  contexts.push(context);
+  const page = await context.newPage();
+  page.setDefaultTimeout(15_000);
+
+  const complaints = [];
+  const otherHosts = [];
+  page.on("console", (message) => {
+    if (["error", "warning"].includes(message.type())) complaints.push(message.text());
+  });
+  page.on("pageerror", (error) => complaints.push(String(error)));
+  page.on("request", (request) => {
+    if (!request.url().startsWith(url + "/")) otherHosts.push(request.url());
+  });
+
+  await page.goto(url + "/");
+  await connected(page);
+
+  return { page, complaints, otherHosts };
+}
+
+const connected = (page) => page.locator('#connection[data-state="connected"]').waitFor();
+
+async function signIn(page, name) {
+  await page.click("#login-" + name);
+  await page.locator(`#room[data-state="${name === "eve" ? "refused" : "open"}"]`).waitFor();
+  assert.equal(await page.textContent("#me"), name);
+}
+
+async function say(page, text) {
+  await page.fill("#text", text);
+  await page.press("#text", "Enter");
+}
+
+const lastMessage = (page, text) =>
+  page.locator("#messages li:last-child .text", { hasText: text }).waitFor();
+
+async function announce() {
+  const admin = await client(server.url);
+  const { email, password } = await server.superuser();
+  await admin.collection("_superusers").authWithPassword(email, password);
+  await admin.crons.run("announceTime");
+}
+
+const invite = async () => {
+  const ann = await client(server.url, "ann@example.com", "topics-demo");
+  await ann.send("/api/rooms/lobby0000000001/invite", {
+    method: "POST",
+    body: { email: "eve@example.com" },
+  });
+};
+
+test("ann and bob chat both ways, and nothing complains", async () => {
+  const ann = await visit();
+  const bob = await visit();
+  await signIn(ann.page, "ann");
+  await signIn(bob.page, "bob");
+  assert.equal(await ann.page.textContent("#members"), "Members: ann, bob");
+  assert.equal(await ann.page.isVisible("#login"), false);
+
+  await say(ann.page, "hello bob");
+  await lastMessage(ann.page, "hello bob");
+  await lastMessage(bob.page, "hello bob");
+  assert.equal(await ann.page.inputValue("#text"), "");
+  assert.equal(await ann.page.getAttribute("#messages li", "class"), "mine");
+  assert.equal(await bob.page.getAttribute("#messages li", "class"), "other");
+  assert.equal(await bob.page.textContent("#messages li .from"), "ann");
+
+  await say(bob.page, "hello ann");
+  await lastMessage(ann.page, "hello ann");
+  await lastMessage(bob.page, "hello ann");
+
+  // what is sent is shown as text
+  const html = '<img src=x onerror="alert(1)"><b>bold</b>';
+  await say(bob.page, html);
+  await lastMessage(ann.page, html);
+  assert.equal(await ann.page.locator("#messages img, #messages b").count(), 0);
+
+  for (const visitor of [ann, bob]) {
+    assert.deepEqual(visitor.complaints, []);
+    assert.deepEqual(visitor.otherHosts, []);
+  }
+});
+
+test("eve is shown why she is refused", async () => {
+  const eve = await visit();
+  const ann = await visit();
+  await signIn(eve.page, "eve");
+  await signIn(ann.page, "ann");
+
+  assert.equal(await eve.page.textContent("#refusal-code"), "topic_denied");
+  assert.equal(await eve.page.textContent("#refusal-topic"), "room/lobby0000000001");
+  assert.match(await eve.page.textContent("#refusal-message"), /\S/);
+  assert.equal(await eve.page.textContent("#access-subscribe"), "refused");
+  assert.equal(await eve.page.textContent("#access-publish"), "refused");
+  assert.deepEqual(eve.complaints, []);
+
+  await say(ann.page, "only for members");
+  await lastMessage(ann.page, "only for members");
+  assert.equal(await eve.page.locator("#messages li").count(), 0);
+
+  // sending is refused as well; the browser itself logs the 403
+  await say(eve.page, "let me in");
+  await eve.page.locator("#send-error", { hasText: "topic_denied" }).waitFor();
+  assert.equal(eve.complaints.length, 1);
+  assert.match(eve.complaints[0], /403/);
+  assert.equal(await eve.page.inputValue("#text"), "let me in");
+  assert.equal(await ann.page.locator("#messages li").count(), 1);
+
+  // trying again without a change is refused again
+  await eve.page.click("#retry");
+  await eve.page.locator('#room[data-state="refused"]').waitFor();
+});
+
+test("an invitation lets eve in at once, and she can leave", async () => {
+  const eve = await visit();
+  const ann = await visit();
+  await signIn(eve.page, "eve");
+  await signIn(ann.page, "ann");
+
+  await ann.page.fill("#invite-email", "eve@example.com");
+  await ann.page.click('[data-testid="invite"]');
+  await eve.page.locator('#room[data-state="open"]').waitFor();
+  await eve.page.locator("#personal", { hasText: "ann invited you to Lobby" }).waitFor();
+  await ann.page.locator("#members", { hasText: "Members: ann, bob, eve" }).waitFor();
+  await lastMessage(ann.page, "eve joined");
+
+  await say(eve.page, "thank you");
+  await lastMessage(eve.page, "thank you");
+  await lastMessage(ann.page, "thank you");
+
+  await eve.page.click("#leave");
+  await eve.page.locator('#room[data-state="refused"]').waitFor();
+  await lastMessage(ann.page, "eve left");
+  await ann.page.locator("#members", { hasText: /^Members: ann, bob$/ }).waitFor();
+
+  for (const visitor of [ann, eve]) assert.deepEqual(visitor.complaints, []);
+});
+
+test("everyone sees announcements, signed in or not", async () => {
+  const visitors = [];
+  for (const name of ["ann", "bob", "eve", null]) {
+    const visitor = await visit();
+    if (name) await signIn(visitor.page, name);
+    visitors.push(visitor);
+  }
+
+  await announce();
+  for (const { page, complaints } of visitors) {
+    await page
+      .locator("#announcements li", { hasText: "The server's clock says" })
+      .first()
+      .waitFor();
+    assert.deepEqual(complaints, []);
+  }
+});
+
+test("a reload keeps the sign-in, signing out and in again works", async () => {
+  const { page, complaints } = await visit();
+  await signIn(page, "ann");
+  await page.reload();
+  await connected(page);
+  await page.locator('#room[data-state="open"]').waitFor();
+  assert.equal(await page.textContent("#me"), "ann");
+  await say(page, "after the reload");
+  await lastMessage(page, "after the reload");
+
+  await page.click("#logout");
+  await page.locator("#login").waitFor();
+  await connected(page);
+  assert.equal(await page.isVisible("#room"), false);
+  assert.equal(await page.locator("#messages li").count(), 0);
+
+  // another account in the same tab
+  await signIn(page, "eve");
+  await page.click("#logout");
+  await page.locator("#login").waitFor();
+  await connected(page);
+  await signIn(page, "bob");
+  await say(page, "bob is here");
+  await lastMessage(page, "bob is here");
+  assert.equal(await page.isVisible("#refusal"), false);
+
+  assert.deepEqual(complaints, []);
+});
+
+test("two tabs of one browser can be two people", async () => {
+  const { page: first } = await visit();
+  const second = await first.context().newPage();
+  await second.goto(server.url + "/");
+  await connected(second);
+  await signIn(first, "ann");
+  await signIn(second, "bob");
+  assert.equal(await first.textContent("#me"), "ann");
+  await say(second, "from the other tab");
+  await lastMessage(first, "from the other tab");
+});
+
+test("after a lost connection the page goes on", async () => {
+  const proxy = await startProxy(server.url);
+  const { page } = await visit(proxy.url);
+  const eve = await visit(proxy.url);
+  await signIn(page, "ann");
+  await signIn(eve.page, "eve");
+
+  proxy.cut();
+  await page.locator("#messages li.system", { hasText: "Reconnected" }).waitFor();
+  await connected(page);
+  await connected(eve.page);
+  await say(page, "back again");
+  await lastMessage(page, "back again");
+
+  assert.equal(await eve.page.textContent("#refusal-code"), "topic_denied");
+  await invite();
+  await eve.page.locator('#room[data-state="open"]').waitFor();
+  await eve.page.click("#leave");
+  await eve.page.locator('#room[data-state="refused"]').waitFor();
+
+  await Promise.all(contexts.map((context) => context.close()));
+  await proxy.stop();
+});
+
+test("fits a phone", async () => {
+  const { page } = await visit();
+  await page.setViewportSize({ width: 360, height: 640 });
+  await signIn(page, "ann");
+  await say(page, "a-long-word-".repeat(40));
+  await lastMessage(page, "a-long-word-");
+  const overflow = await page.evaluate(
+    () => document.documentElement.scrollWidth - document.documentElement.clientWidth,
+  );
+  assert.equal(overflow, 0);
+});

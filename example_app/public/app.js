@@ -1,0 +1,343 @@
+import PocketBase, { BaseAuthStore } from "./vendor/pocketbase/pocketbase.es.mjs";
+
+const ROOM = "lobby0000000001";
+const ROOM_TOPIC = "room/" + ROOM;
+const PASSWORD = "topics-demo";
+const MAX_LINES = 200;
+
+// Each tab has its own sign-in, so that ann and bob fit in one browser.
+const authStore = new BaseAuthStore();
+const saved = JSON.parse(sessionStorage.getItem("auth") ?? "{}");
+authStore.save(saved.token ?? "", saved.record ?? null);
+authStore.onChange((token, record) => {
+  sessionStorage.setItem("auth", JSON.stringify({ token, record }));
+});
+
+const pb = new PocketBase("/", authStore);
+
+// Without this the SDK drops a request when a like one follows it.
+pb.autoCancellation(false);
+
+const el = (id) => document.getElementById(id);
+
+// ---------------------------------------------------------------- connection
+
+let wasConnected = false;
+
+function showConnection(state, text) {
+  el("connection").dataset.state = state;
+  el("connection").textContent = text;
+}
+
+function onConnect() {
+  showConnection("connected", "connected");
+
+  if (wasConnected && pb.authStore.isValid) {
+    addLine(el("messages"), "system", "Reconnected. Messages sent meanwhile are missing here.");
+    refreshRoom();
+  }
+  wasConnected = true;
+}
+
+pb.realtime.onDisconnect = (active) => {
+  if (active.length > 0) {
+    showConnection("reconnecting", "reconnecting…");
+  } else {
+    wasConnected = false; // we left ourselves
+    showConnection("closed", "not connected");
+  }
+};
+
+// ------------------------------------------------------------------- session
+
+async function start() {
+  if (pb.authStore.isValid) {
+    // the account may be gone, e.g. after the data directory was deleted
+    await pb
+      .collection("users")
+      .authRefresh()
+      .catch((error) => {
+        if (error.status >= 400 && error.status < 500) pb.authStore.clear();
+      });
+  }
+
+  showSession();
+  await listen();
+}
+
+function showSession() {
+  const me = pb.authStore.isValid ? pb.authStore.record : null;
+
+  el("login").hidden = !!me;
+  el("who").hidden = !me;
+  el("room").hidden = !me;
+  el("me").textContent = me?.name ?? "";
+}
+
+// listen opens the connection with what everybody may hear, and with the room
+// for whoever is signed in. The first connection is ours to retry, later ones
+// are the SDK's.
+async function listen() {
+  try {
+    await Promise.all([
+      pb.realtime.subscribe("PB_CONNECT", onConnect),
+      pb.realtime.subscribe("announcements", onAnnouncement),
+    ]);
+    if (pb.authStore.isValid) await enter();
+  } catch (error) {
+    console.warn("not connected", error);
+    showConnection("closed", "no connection, trying again…");
+    await pb.realtime.unsubscribe();
+    setTimeout(listen, 2000);
+  }
+}
+
+// enter subscribes to what the signed-in user may hear. The connection is the
+// one the guest had: the POST of these subscriptions also tells the server who
+// is there now.
+async function enter() {
+  const me = pb.authStore.record.id;
+
+  await Promise.all([pb.realtime.subscribe("user/" + me, onPersonal), joinRoom()]);
+}
+
+async function signIn(email) {
+  el("login-error").textContent = "";
+  setBusy(true);
+
+  try {
+    await pb.collection("users").authWithPassword(email, PASSWORD);
+    showSession();
+    el("text").focus();
+    await enter();
+  } catch (error) {
+    el("login-error").textContent = explain(error);
+  } finally {
+    setBusy(false);
+  }
+}
+
+async function signOut() {
+  // A connection cannot go back to being a guest's, so leave this one.
+  await pb.realtime.unsubscribe();
+  pb.authStore.clear();
+
+  refused = null;
+  el("messages").replaceChildren();
+  for (const id of ["send-error", "invite-result", "members", "login-error"]) {
+    el(id).textContent = "";
+  }
+  el("personal").hidden = true;
+  el("no-messages").hidden = false;
+  el("send-form").reset();
+  el("invite-form").reset();
+  showRoom("closed");
+  showSession();
+
+  await listen();
+  el("login-ann").focus();
+}
+
+function setBusy(busy) {
+  for (const button of document.querySelectorAll("[data-email]")) button.disabled = busy;
+}
+
+// ---------------------------------------------------------------------- room
+
+let refused = null; // the server's notice, while there is one
+
+async function joinRoom() {
+  refused = null;
+
+  // A key that is subscribed already would not be sent again.
+  await pb.realtime.unsubscribe(ROOM_TOPIC);
+  await pb.realtime.subscribe(ROOM_TOPIC, onRoomMessage);
+
+  await refreshRoom();
+}
+
+// onRoomMessage gets exactly what was published or notified, and the server's
+// own notices under the reserved key "@topics".
+function onRoomMessage(message) {
+  if (message["@topics"]) {
+    onNotice(message["@topics"]);
+    return;
+  }
+
+  if (message.system) {
+    addLine(el("messages"), "system", message.system);
+    refreshRoom();
+    return;
+  }
+
+  // `from` is what the sender's page claims. Only members can publish here,
+  // but which of them did is not proven before envelopes carry a sender that
+  // is set by the server.
+  const mine = message.from === pb.authStore.record?.name;
+  addLine(el("messages"), mine ? "mine" : "other", message.text, message.from);
+}
+
+function onNotice(notice) {
+  if (notice.type === "denied" || notice.type === "revoked") {
+    refused = notice;
+    refreshRoom();
+  } else {
+    addLine(el("messages"), "system", notice.message);
+  }
+}
+
+// refreshRoom shows the room as the server lets this user see it.
+async function refreshRoom() {
+  try {
+    const access = await pb.send("/api/topics/access", { query: { topic: ROOM_TOPIC } });
+    if (!pb.authStore.isValid) return; // signed out meanwhile
+    showAccess(access);
+
+    if (!access.subscribe.allowed) return;
+
+    const room = await pb.collection("rooms").getOne(ROOM, { expand: "members" });
+    const names = (room.expand?.members ?? []).map((member) => member.name);
+    el("room-name").textContent = room.name;
+    el("members").textContent = "Members: " + names.sort().join(", ");
+  } catch (error) {
+    if (pb.authStore.isValid) el("send-error").textContent = explain(error);
+  }
+}
+
+function showAccess({ topic, subscribe, publish }) {
+  showRoom(refused || !subscribe.allowed ? "refused" : "open");
+
+  el("refusal-topic").textContent = refused?.topic ?? topic;
+  el("refusal-code").textContent = refused?.code ?? subscribe.code ?? "";
+  el("refusal-message").textContent = refused?.message ?? subscribe.message ?? "";
+  el("access-subscribe").textContent = subscribe.allowed ? "allowed" : "refused";
+  el("access-publish").textContent = publish.allowed ? "allowed" : "refused";
+}
+
+function showRoom(state) {
+  el("room").dataset.state = state;
+  el("refusal").hidden = state !== "refused";
+  el("leave").hidden = state !== "open";
+  el("invite-form").hidden = state !== "open";
+  el("messages").hidden = state === "refused";
+  el("no-messages").hidden = state === "refused" || el("messages").children.length > 0;
+
+  if (state === "refused") {
+    el("room-name").textContent = "The room";
+    el("members").textContent = "";
+  }
+}
+
+async function send(text) {
+  await pb.send("/api/topics/publish", {
+    method: "POST",
+    body: { topic: ROOM_TOPIC, data: { text, from: pb.authStore.record.name } },
+  });
+}
+
+// ------------------------------------------------- announcements and personal
+
+function onAnnouncement(message) {
+  if (message["@topics"]) return;
+
+  el("no-announcements").hidden = true;
+  addLine(el("announcements"), "announcement", message.text, null, message.time);
+}
+
+function onPersonal(message) {
+  if (message["@topics"]) return;
+
+  el("personal").textContent = message.text;
+  el("personal").hidden = false;
+
+  if (message.room === ROOM) joinRoom();
+}
+
+// --------------------------------------------------------------------- helpers
+
+// addLine appends a message. Everything that came over the wire is set as
+// text, never as HTML.
+function addLine(list, kind, text, from, time) {
+  const line = document.createElement("li");
+  line.className = kind;
+  line.dataset.testid = kind;
+
+  if (from) {
+    const name = document.createElement("span");
+    name.className = "from";
+    name.textContent = String(from);
+    line.append(name, " ");
+  }
+
+  const body = document.createElement("span");
+  body.className = "text";
+  body.textContent = typeof text === "string" ? text : JSON.stringify(text ?? null);
+  line.append(body, " ");
+
+  const sent = time ? new Date(time) : new Date();
+  if (!Number.isNaN(sent.valueOf())) {
+    const stamp = document.createElement("time");
+    stamp.dateTime = sent.toISOString();
+    stamp.textContent = sent.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+    line.append(stamp);
+  }
+
+  list.append(line);
+  while (list.children.length > MAX_LINES) list.firstChild.remove();
+  if (list === el("messages")) el("no-messages").hidden = true;
+  list.scrollTop = list.scrollHeight;
+}
+
+// explain turns an error of the SDK into a sentence with the server's code.
+function explain(error) {
+  const fault = Object.values(error?.response?.data ?? {})[0];
+  if (fault?.code) return `${fault.message} (${fault.code})`;
+
+  return error?.response?.message || "The server could not be reached.";
+}
+
+// onSubmit runs action with the value of the form's input, and shows its failure.
+function onSubmit(formId, inputId, outputId, action) {
+  el(formId).addEventListener("submit", async (event) => {
+    event.preventDefault();
+
+    const value = el(inputId).value.trim();
+    if (!value) return;
+
+    el(outputId).textContent = "";
+    try {
+      el(outputId).textContent = (await action(value)) ?? "";
+      if (el(inputId).value.trim() === value) el(inputId).value = "";
+    } catch (error) {
+      el(outputId).textContent = explain(error);
+    }
+  });
+}
+
+// ------------------------------------------------------------------- handlers
+
+for (const button of document.querySelectorAll("[data-email]")) {
+  button.addEventListener("click", () => signIn(button.dataset.email));
+}
+
+el("logout").addEventListener("click", signOut);
+el("retry").addEventListener("click", joinRoom);
+
+el("leave").addEventListener("click", async () => {
+  try {
+    await pb.send(`/api/rooms/${ROOM}/leave`, { method: "POST" });
+    el("personal").hidden = true;
+    await joinRoom();
+  } catch (error) {
+    el("send-error").textContent = explain(error);
+  }
+});
+
+onSubmit("send-form", "text", "send-error", send);
+
+onSubmit("invite-form", "invite-email", "invite-result", async (email) => {
+  await pb.send(`/api/rooms/${ROOM}/invite`, { method: "POST", body: { email } });
+  return email + " is a member now.";
+});
+
+start();
