@@ -1,7 +1,6 @@
 package topics
 
 import (
-	"context"
 	"errors"
 	"net/http"
 	"sync"
@@ -27,6 +26,7 @@ type client struct {
 	idLine []byte
 	limits clientLimits
 	hub    *hub
+	grants *grants
 	conn   *connection
 	onSlow func(*client)
 
@@ -43,6 +43,7 @@ type client struct {
 
 	subsMu    sync.Mutex
 	subs      map[string]*subscription
+	granted   map[string]*grant // while replacing: of the new keys
 	replacing bool
 	known     bool // counted in hub.registered
 	discarded bool
@@ -80,7 +81,7 @@ type clientLimits struct {
 
 var _ subscriptions.Client = (*client)(nil)
 
-func newClient(wrapped subscriptions.Client, hub *hub, response http.ResponseWriter, limits clientLimits, onSlow func(*client)) *client {
+func newClient(wrapped subscriptions.Client, hub *hub, grants *grants, response http.ResponseWriter, limits clientLimits, onSlow func(*client)) *client {
 	id := wrapped.Id()
 
 	c := &client{
@@ -89,6 +90,7 @@ func newClient(wrapped subscriptions.Client, hub *hub, response http.ResponseWri
 		idLine:  []byte("id:" + id + "\n"),
 		limits:  limits,
 		hub:     hub,
+		grants:  grants,
 		conn:    newConnection(response, limits.writeTimeout),
 		onSlow:  onSlow,
 		channel: make(chan subscriptions.Message, 1),
@@ -390,102 +392,4 @@ func (c *client) Discard() {
 		c.hub.registered.Add(-1)
 	}
 	c.index(nil)
-}
-
-// takeTurn waits for the client's other subscribe requests. Core replaces the
-// subscriptions in two steps; two requests at once would mix theirs.
-func (c *client) takeTurn(ctx context.Context) error {
-	select {
-	case c.turn <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (c *client) endTurn() { <-c.turn }
-
-// replaceDuring runs core's handler of a subscribe request, which removes all
-// subscriptions and adds the new ones. The hub sees one step, in which a topic
-// that stays is never missed.
-func (c *client) replaceDuring(next func() error) error {
-	c.setReplacing(true)
-	defer c.setReplacing(false)
-
-	return next()
-}
-
-func (c *client) setReplacing(on bool) {
-	c.subsMu.Lock()
-	defer c.subsMu.Unlock()
-
-	c.replacing = on
-}
-
-// Subscribe implements [subscriptions.Client.Subscribe].
-func (c *client) Subscribe(keys ...string) {
-	c.Client.Subscribe(keys...)
-
-	c.subsMu.Lock()
-	defer c.subsMu.Unlock()
-
-	if c.discarded {
-		return
-	}
-
-	want := make(map[string]struct{}, len(keys)+len(c.subs))
-	if !c.replacing {
-		for key := range c.subs {
-			want[key] = struct{}{}
-		}
-	}
-	for _, key := range keys {
-		if validTopic(topicOf(key)) { // nothing is ever published to others
-			want[key] = struct{}{}
-		}
-	}
-	c.index(want)
-}
-
-// Unsubscribe implements [subscriptions.Client.Unsubscribe].
-func (c *client) Unsubscribe(keys ...string) {
-	c.Client.Unsubscribe(keys...)
-
-	c.subsMu.Lock()
-	defer c.subsMu.Unlock()
-
-	if len(keys) == 0 {
-		if !c.replacing {
-			c.index(nil)
-		}
-		return
-	}
-	for _, key := range keys {
-		if s := c.subs[key]; s != nil {
-			c.hub.remove(s)
-			delete(c.subs, key)
-		}
-	}
-}
-
-// index makes the hub's subscriptions of the client those of want, leaving the
-// ones that stay untouched. It expects c.subsMu to be held.
-func (c *client) index(want map[string]struct{}) {
-	for key, s := range c.subs {
-		if _, stays := want[key]; !stays {
-			c.hub.remove(s)
-			delete(c.subs, key)
-		}
-	}
-	for key := range want {
-		if c.subs[key] != nil {
-			continue
-		}
-		s := &subscription{client: c, topic: topicOf(key), key: key}
-		if c.subs == nil {
-			c.subs = map[string]*subscription{}
-		}
-		c.subs[key] = s
-		c.hub.add(s)
-	}
 }

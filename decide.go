@@ -44,6 +44,81 @@ func (p *Plugin) decide(app core.App, a action, topic string, info *core.Request
 	return nil
 }
 
+// decideGrant decides whether a subscription may go on. First it registers the
+// grant for what the decision reads, so that no write falls between.
+func (p *Plugin) decideGrant(g *grant) outcome {
+	app, auth := g.app, g.key.auth
+
+	var r reads
+	if auth.id != "" {
+		r.tables = append(r.tables, tableRead{auth.collection, []match{{core.FieldNameId, auth.id}}})
+	}
+
+	d, err := p.rules.find(app, g.key.topic)
+	if err != nil {
+		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
+	}
+	if d != nil {
+		ruleReads := d.reads(app, actionSubscribe, g.key.topic, auth)
+		r.clock, r.everything = ruleReads.clock, ruleReads.everything
+		r.tables = append(r.tables, ruleReads.without(r).tables...)
+	}
+	p.grants.watch(g, r)
+
+	now := time.Now()
+	record, err := auth.record(app, now)
+	if err != nil {
+		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
+	}
+
+	denial := p.decide(app, actionSubscribe, g.key.topic, realtimeInfo(g.options, record))
+	if denial != nil {
+		return outcome{denial: denial, reason: reasonOf(denial, auth.id != "" && record == nil)}
+	}
+
+	o := outcome{until: forever}
+	if record != nil && auth.expires != 0 {
+		o.until = auth.expires
+	}
+	if r.clock {
+		o.until = min(o.until, now.Add(clockTTL).UnixNano())
+	}
+	return o
+}
+
+// reads says what a decision with the definition's rule depends on.
+func (d *definition) reads(app core.App, a action, topic string, auth credentials) reads {
+	r := d.rule(a)
+	if r.broken != nil {
+		return reads{}
+	}
+
+	values := d.pattern.params(topic)
+	base, recordID := unboundBase, ""
+	if d.collection != "" {
+		collection, err := app.FindCachedCollectionByNameOrId(d.collection)
+		if err != nil {
+			return reads{}
+		}
+		base = collection
+		recordID, _ = values.get(idParam)
+		if a == actionSubscribe && r.text != nil && *r.text == viewRule {
+			r.text = collection.ViewRule
+		}
+	}
+
+	var authCollection *core.Collection
+	if auth.id != "" {
+		authCollection, _ = app.FindCachedCollectionByNameOrId(auth.collection)
+	}
+
+	text := ""
+	if r.text != nil {
+		text = *r.text
+	}
+	return readsOf(app, text, base, recordID, values, topic, authCollection, auth.id)
+}
+
 // allows evaluates one of the definition's rules.
 func (d *definition) allows(app core.App, a action, topic string, info *core.RequestInfo) (bool, error) {
 	r := d.rule(a)

@@ -57,6 +57,7 @@ const (
 	codeDenied    = "topic_denied"
 	codeRuleError = "topic_rule_error"
 	codeReserved  = "topic_reserved"
+	codeRevoked   = "topic_revoked"
 
 	codePayloadRequired = "payload_required"
 	codePayloadInvalid  = "payload_invalid"
@@ -130,4 +131,25 @@ func denyRule(a action) *denial {
 
 func denyRuleError(cause error) *denial {
 	return &denial{code: codeRuleError, message: "The rule of this topic could not be evaluated. The server's log says why.", cause: cause}
+}
+
+// Reasons of a revocation. Like denials they say nothing about data.
+const (
+	reasonSignIn    = "The sign-in of this subscription does not count any more. Sign in and subscribe again."
+	reasonRule      = "You are not allowed to subscribe to this topic any more."
+	reasonUnknown   = "No topic rule matches this topic any more."
+	reasonRuleError = "The rule of this topic cannot be evaluated any more. The server's log says why."
+)
+
+func reasonOf(d *denial, signedOut bool) string {
+	switch {
+	case d.code == codeUnknown:
+		return reasonUnknown
+	case d.code == codeRuleError:
+		return reasonRuleError
+	case signedOut:
+		return reasonSignIn
+	default:
+		return reasonRule
+	}
 }

@@ -27,6 +27,7 @@ const (
 type foreignClients struct {
 	broker *subscriptions.Broker
 	limits foreignLimits
+	grants *grants
 	onSlow func(clientID string)
 
 	running sync.WaitGroup // all goroutines
@@ -37,6 +38,7 @@ type foreignClients struct {
 	overflown  bool
 	backlog    []foreignMessage
 	forwarders map[string]*forwarder
+	holds      map[string]map[string]*foreignHold // by client and key
 }
 
 type foreignLimits struct {
@@ -51,11 +53,13 @@ type foreignMessage struct {
 	data   []byte
 }
 
-func newForeignClients(broker *subscriptions.Broker, limits foreignLimits, onSlow func(clientID string)) *foreignClients {
+func newForeignClients(broker *subscriptions.Broker, grants *grants, limits foreignLimits, onSlow func(clientID string)) *foreignClients {
 	return &foreignClients{
 		broker:     broker,
 		limits:     limits,
+		grants:     grants,
 		onSlow:     onSlow,
+		holds:      map[string]map[string]*foreignHold{},
 		forwarders: map[string]*forwarder{},
 	}
 }
@@ -124,6 +128,9 @@ func (fc *foreignClients) sweep(messages []foreignMessage, overflown bool) {
 						continue
 					}
 					for key := range c.Subscriptions(m.topic + "?") {
+						if !fc.mayReceive(c.Id(), key) {
+							continue
+						}
 						fc.send(c, subscriptions.Message{Name: key, Data: m.data})
 					}
 				}
@@ -269,4 +276,80 @@ func (fc *foreignClients) close(ctx context.Context) {
 	case <-done:
 	case <-ctx.Done():
 	}
+}
+
+// foreignHold is a subscription of a foreign client that an HTTP request made,
+// so that a rule guards it.
+type foreignHold struct {
+	fc     *foreignClients
+	client subscriptions.Client
+	key    string
+	grant  *grant
+}
+
+var _ holder = (*foreignHold)(nil)
+
+// setGrants replaces what a foreign client holds.
+func (fc *foreignClients) setGrants(c subscriptions.Client, granted map[string]*grant) {
+	fresh := make(map[string]*foreignHold, len(granted))
+	for key, g := range granted {
+		fresh[key] = &foreignHold{fc: fc, client: c, key: key, grant: g}
+		fc.grants.hold(g, fresh[key])
+	}
+
+	fc.mu.Lock()
+	old := fc.holds[c.Id()]
+	if len(fresh) > 0 {
+		fc.holds[c.Id()] = fresh
+	} else {
+		delete(fc.holds, c.Id())
+	}
+	fc.mu.Unlock()
+
+	for _, h := range old {
+		fc.grants.drop(h.grant, h)
+	}
+}
+
+// mayReceive asks, unless Go code subscribed the client, whether the grant
+// still lets it. It runs in a sweep, which may wait for a decision.
+func (fc *foreignClients) mayReceive(clientID, key string) bool {
+	fc.mu.Lock()
+	h := fc.holds[clientID][key]
+	fc.mu.Unlock()
+
+	return h == nil || fc.grants.decideFor(h.grant) == nil
+}
+
+// resume implements [holder]. Nothing is held back: see mayReceive.
+func (h *foreignHold) resume(*grant) {
+	if h.client.IsDiscarded() {
+		h.fc.setGrants(h.client, nil)
+	}
+}
+
+// revoke implements [holder].
+func (h *foreignHold) revoke(g *grant, marked uint64, o outcome) bool {
+	if !g.denies(marked) {
+		return false
+	}
+
+	fc, id := h.fc, h.client.Id()
+
+	fc.mu.Lock()
+	held := fc.holds[id][h.key] == h
+	if held {
+		delete(fc.holds[id], h.key)
+		if len(fc.holds[id]) == 0 {
+			delete(fc.holds, id)
+		}
+	}
+	fc.mu.Unlock()
+
+	if held {
+		h.client.Unsubscribe(h.key)
+		fc.grants.drop(g, h)
+		fc.send(h.client, o.revocation(g.key.topic).onKey(h.key))
+	}
+	return true
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +26,12 @@ import (
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
+		goleak.Cleanup(func(code int) {
+			if worldTemplate != "" {
+				_ = os.RemoveAll(worldTemplate)
+			}
+			os.Exit(code)
+		}),
 		// core's cron ticker and its request log writer outlive a test app
 		goleak.IgnoreAnyFunction("github.com/pocketbase/pocketbase/tools/cron.(*Cron).Start.func1.1"),
 		goleak.IgnoreAnyFunction("database/sql.(*DB).connectionOpener"),

@@ -33,9 +33,20 @@ func (p *Plugin) bindHooks(app core.App) {
 	// by the collection's id, which survives a rename
 	rules := migrations.CollectionID
 	app.OnRecordValidate(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsValidate", Func: p.onRuleValidate})
-	app.OnRecordAfterCreateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleCreated", Func: p.onRuleSaved, Priority: first})
-	app.OnRecordAfterUpdateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleUpdated", Func: p.onRuleSaved, Priority: first})
-	app.OnRecordAfterDeleteSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleDeleted", Func: p.onRuleDeleted, Priority: first})
+	app.OnRecordAfterCreateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleCreated", Func: p.onRuleSaved})
+	app.OnRecordAfterUpdateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleUpdated", Func: p.onRuleSaved})
+
+	// writes, as close to the database as possible; then, once the commit is
+	// certain, before anybody else can publish
+	app.OnModelCreateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsCreate", Func: p.onWrite, Priority: last})
+	app.OnModelUpdateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsUpdate", Func: p.onWrite, Priority: last})
+	app.OnModelDeleteExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsDelete", Func: p.onWrite, Priority: last})
+	app.OnModelAfterCreateSuccess().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsCreated", Func: p.onWritten, Priority: first})
+	app.OnModelAfterUpdateSuccess().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsUpdated", Func: p.onWritten, Priority: first})
+	app.OnModelAfterDeleteSuccess().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsDeleted", Func: p.onWritten, Priority: first})
+	app.OnModelAfterCreateError().Bind(&hook.Handler[*core.ModelErrorEvent]{Id: "topicsNotCreated", Func: p.onNotWritten, Priority: first})
+	app.OnModelAfterUpdateError().Bind(&hook.Handler[*core.ModelErrorEvent]{Id: "topicsNotUpdated", Func: p.onNotWritten, Priority: first})
+	app.OnModelAfterDeleteError().Bind(&hook.Handler[*core.ModelErrorEvent]{Id: "topicsNotDeleted", Func: p.onNotWritten, Priority: first})
 
 	// a collection that appears, is renamed or goes changes what rules mean
 	app.OnCollectionAfterCreateSuccess().Bind(&hook.Handler[*core.CollectionEvent]{Id: "topicsCollectionCreated", Func: p.onCollectionChanged, Priority: first})
@@ -44,6 +55,7 @@ func (p *Plugin) bindHooks(app core.App) {
 }
 
 func (p *Plugin) onServe(e *core.ServeEvent) error {
+	p.serving.Store(&e.App)
 	p.bindRoutes(e)
 	bindDashboard(e)
 
@@ -62,7 +74,7 @@ func (p *Plugin) onTerminate(e *core.TerminateEvent) error {
 }
 
 func (p *Plugin) onConnect(e *core.RealtimeConnectRequestEvent) error {
-	c := newClient(e.Client, p.hub, e.Response, clientLimits{
+	c := newClient(e.Client, p.hub, p.grants, e.Response, clientLimits{
 		messages:     p.config.QueueMessages,
 		bytes:        p.config.QueueBytes,
 		writeTimeout: p.config.WriteTimeout,
@@ -100,22 +112,53 @@ func (p *Plugin) onRuleValidate(e *core.RecordEvent) error {
 }
 
 func (p *Plugin) onRuleSaved(e *core.RecordEvent) error {
-	p.rules.changed()
 	warnOfGuests(e.App, e.Record)
-
-	return e.Next()
-}
-
-func (p *Plugin) onRuleDeleted(e *core.RecordEvent) error {
-	p.rules.changed()
 
 	return e.Next()
 }
 
 func (p *Plugin) onCollectionChanged(e *core.CollectionEvent) error {
 	// before and after, because core refreshes its cache of collections in between
+	p.rulesChanged()
+	defer p.rulesChanged()
+
+	return e.Next()
+}
+
+// rulesChanged makes every decision stale: which rule a topic has, or what its
+// words mean, may be another now.
+func (p *Plugin) rulesChanged() {
 	p.rules.changed()
-	defer p.rules.changed()
+	p.grants.touchAll()
+}
+
+func (p *Plugin) onWrite(e *core.ModelEvent) error {
+	c := collectionOf(e.App, e.Model)
+	if c == nil {
+		return e.Next()
+	}
+	fields, watched := p.grants.watches.fieldsOf(c.Id)
+	if !watched {
+		return e.Next()
+	}
+	return p.writes.during(e.App, e.Model, c, fields, e.Next)
+}
+
+func (p *Plugin) onWritten(e *core.ModelEvent) error {
+	if c := collectionOf(e.App, e.Model); c != nil {
+		known, rows := p.writes.report(e.Model)
+		p.grants.touch(p.grants.watches.touched(c.Id, known, rows))
+
+		if c.Id == migrations.CollectionID {
+			p.rulesChanged()
+		}
+	}
+
+	return e.Next()
+}
+
+func (p *Plugin) onNotWritten(e *core.ModelErrorEvent) error {
+	p.writes.report(e.Model)
 
 	return e.Next()
 }

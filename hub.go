@@ -2,8 +2,10 @@ package topics
 
 import (
 	"hash/maphash"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -53,8 +55,13 @@ type subscription struct {
 	client *client
 	topic  string
 	key    string
-	group  *keyGroup
-	pos    int // in group.subscribers
+
+	// guarded by the shard's lock
+	group     *keyGroup
+	pos       int    // in group.subscribers
+	grant     *grant // nil: Go code subscribed the client, no rule was asked
+	held      []frame
+	heldBytes int
 }
 
 func newHub() *hub {
@@ -112,9 +119,61 @@ func (h *hub) remove(s *subscription) {
 	}
 }
 
+// setGrant makes the subscription live by another grant.
+func (h *hub) setGrant(s *subscription, g *grant) {
+	shard := h.shard(s.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	s.grant = g
+}
+
+// release queues what was held back while the grant was stale. It reports
+// false if the client's queue was full.
+func (h *hub) release(s *subscription, g *grant) (ok bool) {
+	shard := h.shard(s.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	if s.grant != g || !g.fresh(time.Now().UnixNano()) {
+		return true
+	}
+	for _, f := range s.held {
+		if !s.client.enqueue(f) {
+			return false
+		}
+	}
+	s.held, s.heldBytes = nil, 0
+	return true
+}
+
+// stale returns up to limit grants of a topic's subscribers that need a new
+// decision before they receive anything.
+func (h *hub) stale(topic string, limit int) []*grant {
+	now := time.Now().UnixNano()
+
+	shard := h.shard(topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	var found []*grant
+	for _, group := range shard.topics[topic] {
+		for _, s := range group.subscribers {
+			if s.grant == nil || s.grant.fresh(now) || slices.Contains(found, s.grant) {
+				continue
+			}
+			found = append(found, s.grant)
+			if len(found) == limit {
+				return found
+			}
+		}
+	}
+	return found
+}
+
 // publish queues the message for every subscriber of its topic and for the
-// foreign clients. It returns the clients whose queue was full: the caller
-// closes them.
+// foreign clients. Where a subscriber's grant is stale, the message is held
+// back. It returns the clients whose queue was full: the caller closes them.
 func (h *hub) publish(m Message, foreign *foreignClients) (slow []*client) {
 	data := newDataLine(m.Data)
 	sweep := foreign.present(h.registered.Load())
@@ -123,8 +182,9 @@ func (h *hub) publish(m Message, foreign *foreignClients) (slow []*client) {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
+	now := time.Now().UnixNano()
 	for _, group := range shard.topics[m.Topic] {
-		slow = group.fanOut(data, m.Except, slow)
+		slow = group.fanOut(data, m.Except, now, slow)
 	}
 	if sweep {
 		foreign.queue(m, data)
@@ -133,9 +193,9 @@ func (h *hub) publish(m Message, foreign *foreignClients) (slow []*client) {
 	return slow
 }
 
-func (g *keyGroup) fanOut(data dataLine, except string, slow []*client) []*client {
+func (g *keyGroup) fanOut(data dataLine, except string, now int64, slow []*client) []*client {
 	if len(g.subscribers) <= fanOutChunk {
-		return g.fanOutChunk(g.subscribers, data, except, slow)
+		return g.fanOutChunk(g.subscribers, data, except, now, slow)
 	}
 
 	// a goroutine for each few thousand subscribers, waited for under the
@@ -147,7 +207,7 @@ func (g *keyGroup) fanOut(data dataLine, except string, slow []*client) []*clien
 	for start := 0; start < len(g.subscribers); start += fanOutChunk {
 		chunk := g.subscribers[start:min(start+fanOutChunk, len(g.subscribers))]
 		workers.Go(func() error {
-			if found := g.fanOutChunk(chunk, data, except, nil); len(found) > 0 {
+			if found := g.fanOutChunk(chunk, data, except, now, nil); len(found) > 0 {
 				mu.Lock()
 				slow = append(slow, found...)
 				mu.Unlock()
@@ -160,17 +220,35 @@ func (g *keyGroup) fanOut(data dataLine, except string, slow []*client) []*clien
 	return slow
 }
 
-func (g *keyGroup) fanOutChunk(subscribers []*subscription, data dataLine, except string, slow []*client) []*client {
+func (g *keyGroup) fanOutChunk(subscribers []*subscription, data dataLine, except string, now int64, slow []*client) []*client {
 	f := frame{event: g.event, data: data}
 	for _, s := range subscribers {
 		if s.client.id == except {
 			continue
 		}
-		if !s.client.enqueue(f) {
+		ok := false
+		if s.grant == nil || s.grant.fresh(now) && len(s.held) == 0 {
+			ok = s.client.enqueue(f)
+		} else {
+			ok = s.hold(f)
+		}
+		if !ok {
 			slow = append(slow, s.client)
 		}
 	}
 	return slow
+}
+
+// hold keeps a frame until the grant was decided anew. It reports false when
+// as much is held as may wait for a client.
+func (s *subscription) hold(f frame) bool {
+	limits := s.client.limits
+	if len(s.held) >= limits.messages || s.heldBytes+f.size() > limits.bytes {
+		return false
+	}
+	s.held = append(s.held, f)
+	s.heldBytes += f.size()
+	return true
 }
 
 // close ends all connections, also those that are blocked in a write.

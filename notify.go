@@ -155,10 +155,19 @@ func checkTransaction(app core.App) error {
 }
 
 // deliver is the broker's handler: the message goes to every subscriber of
-// this process.
+// this process who still may receive it.
 func (p *Plugin) deliver(m Message) {
-	slow := p.hub.publish(m, p.foreign)
-	for _, c := range slow {
+	// A few stale grants are decided here, so that a subscriber has the message
+	// exactly if the rule lets it have it now. Many would keep the publisher
+	// waiting: their messages are held back and follow.
+	stale := p.hub.stale(m.Topic, inlineDecisions+1)
+	if len(stale) <= inlineDecisions {
+		for _, g := range stale {
+			p.grants.decideAgain(g)
+		}
+	}
+
+	for _, c := range p.hub.publish(m, p.foreign) {
 		c.closeSlow()
 	}
 }

@@ -91,6 +91,11 @@ type Config struct {
 	// POST /api/topics/publish may carry. Default 100.
 	MaxPublishMessages int
 
+	// SweepInterval is the period in which all open subscriptions are decided
+	// anew, to find what no hook tells of: raw SQL and the writes of other
+	// processes. Default 1 minute, -1 never does.
+	SweepInterval time.Duration
+
 	// Broker carries each message to the hub of every server process. Default
 	// nil: messages stay in this process.
 	Broker Broker
@@ -120,6 +125,9 @@ func (c Config) withDefaults() Config {
 	if c.MaxPublishMessages == 0 {
 		c.MaxPublishMessages = 100
 	}
+	if c.SweepInterval == 0 {
+		c.SweepInterval = time.Minute
+	}
 	if c.Broker == nil {
 		c.Broker = new(localBroker)
 	}
@@ -139,6 +147,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("topics: Config.Heartbeat must be at least 1ms, or -1 for none, got %v", c.Heartbeat)
 	case c.MaxPayload < 1 || c.MaxPayload > c.QueueBytes/2:
 		return fmt.Errorf("topics: Config.MaxPayload must be between 1 and half of QueueBytes (%d), or -1 for that half, got %d", c.QueueBytes, c.MaxPayload)
+	case c.SweepInterval != -1 && c.SweepInterval < time.Millisecond:
+		return fmt.Errorf("topics: Config.SweepInterval must be at least 1ms, or -1 for never, got %v", c.SweepInterval)
 	case c.MaxPublishMessages < 1:
 		return fmt.Errorf("topics: Config.MaxPublishMessages must be at least 1, got %d", c.MaxPublishMessages)
 	}
@@ -150,9 +160,14 @@ type Plugin struct {
 	config  Config
 	rules   *rules
 	hub     *hub
+	grants  *grants
+	writes  *writes
 	foreign *foreignClients
 	logs    *logLimiter
 	closed  atomic.Bool
+
+	// serving is the app that serves, which is not a transaction's
+	serving atomic.Pointer[core.App]
 }
 
 // MustRegister is [Register], but panics on an error.
@@ -184,9 +199,12 @@ func Register(app core.App, config Config) error {
 		config: config,
 		rules:  rules,
 		hub:    newHub(),
+		grants: newGrants(rules, config.SweepInterval),
+		writes: newWrites(),
 		logs:   newLogLimiter(),
 	}
-	p.foreign = newForeignClients(app.SubscriptionsBroker(), foreignLimits{
+	p.grants.decide = p.decideGrant
+	p.foreign = newForeignClients(app.SubscriptionsBroker(), p.grants, foreignLimits{
 		messages: config.QueueMessages,
 		bytes:    config.QueueBytes,
 		timeout:  config.WriteTimeout,
@@ -215,6 +233,15 @@ func From(app core.App) *Plugin {
 	return p
 }
 
+// app returns the app to decide with: requestApp, unless that is the app of a
+// transaction, which others cannot see and which ends.
+func (p *Plugin) app(requestApp core.App) core.App {
+	if serving := p.serving.Load(); serving != nil && requestApp.IsTransactional() {
+		return *serving
+	}
+	return requestApp
+}
+
 // close ends all of the plugin's goroutines and waits for them. It is safe to
 // call it more than once.
 func (p *Plugin) close(ctx context.Context) error {
@@ -224,6 +251,7 @@ func (p *Plugin) close(ctx context.Context) error {
 
 	err := p.config.Broker.Close()
 	p.hub.close()
+	p.grants.close()
 	p.foreign.close(ctx)
 
 	return err

@@ -343,7 +343,10 @@ func (p *Plugin) handleAccess(e *core.RequestEvent) error {
 		return e.JSON(http.StatusOK, answer)
 	}
 
-	subscribe := p.decideKey(e.App, key, parseKeys([]string{key})[key], e.Auth)
+	subscribe, asksRule := p.decideKey(e.App, key)
+	if asksRule {
+		subscribe = p.decide(e.App, actionSubscribe, topic, realtimeInfo(parseKeys([]string{key})[key], e.Auth))
+	}
 	publish := p.decide(e.App, actionPublish, topic, info)
 	presence := p.decide(e.App, actionPresence, topic, info)
 	for _, d := range []*denial{subscribe, publish, presence} {

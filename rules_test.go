@@ -265,7 +265,9 @@ func TestWhatBreaksLaterDenies(t *testing.T) {
 		},
 		"a rule written past the app": {
 			map[string]any{"subscribeRule": "", "publishRule": ""},
-			func(t *testing.T, app core.App) { sql(t, app, `UPDATE _topics SET subscribeRule = '"x ="', publishRule = '12'`) },
+			func(t *testing.T, app core.App) {
+				sql(t, app, `UPDATE _topics SET subscribeRule = '"x ="', publishRule = '12'`)
+			},
 			"topic_rule_error",
 		},
 		"a pattern written past the app": {

@@ -15,18 +15,7 @@ import (
 func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	c := ownClient(e.Client)
 	if c == nil {
-		// Go code registered this client; it is told each time
-		allowed, denied := p.authorise(e)
-		e.Subscriptions = allowed
-		if err := e.Next(); err != nil {
-			return err
-		}
-		for _, d := range denied {
-			if !injectsSSE(d.key) {
-				p.foreign.send(e.Client, d.notice())
-			}
-		}
-		return nil
+		return p.subscribeForeign(e)
 	}
 
 	if err := c.takeTurn(e.Request.Context()); err != nil {
@@ -34,14 +23,47 @@ func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	}
 	defer c.endTurn()
 
-	allowed, denied := p.authorise(e)
-	e.Subscriptions = allowed
-	if err := c.replaceDuring(e.Next); err != nil {
+	keys := p.authorise(e)
+	e.Subscriptions = keys.allowed
+	if err := c.replaceDuring(keys.grants, e.Next); err != nil {
 		return err
 	}
-	c.tell(denied)
+	c.tell(keys.denied)
 
 	return nil
+}
+
+// subscribeForeign is onSubscribe for a client that Go code has registered.
+func (p *Plugin) subscribeForeign(e *core.RealtimeSubscribeRequestEvent) error {
+	keys := p.authorise(e)
+	e.Subscriptions = keys.allowed
+	if err := e.Next(); err != nil {
+		keys.release(p.grants)
+		return err
+	}
+
+	p.foreign.setGrants(e.Client, keys.grants)
+	for _, d := range keys.denied {
+		if !injectsSSE(d.key) {
+			p.foreign.send(e.Client, d.notice())
+		}
+	}
+	return nil
+}
+
+// keys is a request's list, decided.
+type keys struct {
+	allowed []string
+	denied  []deniedKey
+
+	// grants of the allowed keys that a rule guards
+	grants map[string]*grant
+}
+
+func (k keys) release(gs *grants) {
+	for _, g := range k.grants {
+		gs.release(g)
+	}
 }
 
 // deniedKey is a subscription key that was refused.
@@ -51,11 +73,12 @@ type deniedKey struct {
 	denial *denial
 }
 
-// authorise splits the keys of a request.
-func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) (allowed []string, denied []deniedKey) {
+// authorise decides the keys of a request.
+func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
 	options := parseKeys(e.Subscriptions)
+	auth := credentialsOf(e.Auth, e.Request)
 
-	allowed = make([]string, 0, len(options))
+	k := keys{allowed: make([]string, 0, len(options)), grants: map[string]*grant{}}
 	seen := make(map[string]struct{}, len(options))
 
 	for _, key := range e.Subscriptions {
@@ -64,41 +87,56 @@ func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) (allowed []str
 		}
 		seen[key] = struct{}{}
 
-		d := p.decideKey(e.App, key, options[key], e.Auth)
+		d, asksRule := p.decideKey(e.App, key)
+		if asksRule {
+			g := p.grants.acquire(p.app(e.App), key, options[key], auth)
+			if d = p.grants.decideFor(g); d == nil {
+				k.grants[key] = g
+			} else {
+				p.grants.release(g)
+			}
+		}
+
 		if d == nil {
-			allowed = append(allowed, key)
+			k.allowed = append(k.allowed, key)
 			continue
 		}
-		denied = append(denied, deniedKey{key: key, topic: topicOf(key), denial: d})
+		k.denied = append(k.denied, deniedKey{key: key, topic: topicOf(key), denial: d})
 		p.logDenial(e.App, topicOf(key), e.Auth, actionSubscribe, d)
 	}
 
-	return allowed, denied
+	return k
 }
 
-// decideKey answers nil if somebody with that auth may subscribe to the key.
-func (p *Plugin) decideKey(app core.App, key string, options subscriptions.SubscriptionOptions, auth *core.Record) *denial {
-	if injectsSSE(key) {
-		return denyMalformed()
-	}
-
+// decideKey decides a key, unless it is for a rule to do that.
+func (p *Plugin) decideKey(app core.App, key string) (d *denial, asksRule bool) {
 	topic := topicOf(key)
-	if reservedTopic(app, topic) {
-		return nil
-	}
-	if p.config.AllowUnknown && !validTopic(topic) {
-		return nil // no rule can match it
-	}
 
-	// what core itself evaluates the rules of record subscriptions with
-	return p.decide(app, actionSubscribe, topic, &core.RequestInfo{
+	switch {
+	case injectsSSE(key):
+		return denyMalformed(), false
+	case reservedTopic(app, topic):
+		return nil, false
+	case validTopic(topic):
+		return nil, true
+	case p.config.AllowUnknown:
+		return nil, false // no rule can match it
+	default:
+		return denyMalformed(), false
+	}
+}
+
+// realtimeInfo is what core itself evaluates the rules of record subscriptions
+// with.
+func realtimeInfo(options subscriptions.SubscriptionOptions, auth *core.Record) *core.RequestInfo {
+	return &core.RequestInfo{
 		Context: core.RequestInfoContextRealtime,
 		Method:  "GET",
 		Query:   options.Query,
 		Headers: options.Headers,
 		Body:    map[string]any{},
 		Auth:    auth,
-	})
+	}
 }
 
 // control is what a client receives from the plugin itself.
@@ -109,14 +147,20 @@ type control struct {
 	Message string `json:"message"`
 }
 
-func (d deniedKey) notice() subscriptions.Message {
-	data, err := json.Marshal(map[string]control{
-		controlKey: {Type: "denied", Topic: d.topic, Code: d.denial.code, Message: d.denial.message},
-	})
+func (c control) onKey(key string) subscriptions.Message {
+	data, err := json.Marshal(map[string]control{controlKey: c})
 	if err != nil {
 		panic(err) // four strings always marshal
 	}
-	return subscriptions.Message{Name: d.key, Data: data}
+	return subscriptions.Message{Name: key, Data: data}
+}
+
+func (d deniedKey) notice() subscriptions.Message {
+	return control{Type: "denied", Topic: d.topic, Code: d.denial.code, Message: d.denial.message}.onKey(d.key)
+}
+
+func (o outcome) revocation(topic string) control {
+	return control{Type: "revoked", Topic: topic, Code: codeRevoked, Message: o.reason}
 }
 
 // tell sends the notices that the client has not had yet. A key that is gone

@@ -1,0 +1,96 @@
+package topics
+
+import (
+	"database/sql"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/security"
+	"github.com/spf13/cast"
+)
+
+// credentials are what a subscription was made with. They stop to count when
+// PocketBase would not accept the token any more. The zero value is a guest's.
+type credentials struct {
+	collection string // id
+	id         string
+
+	// of the record and the collection when the token was accepted; together
+	// they are the key that signs the collection's tokens
+	tokenKey string
+	secret   string
+
+	expires int64 // Unix nanoseconds, 0 for never
+}
+
+// credentialsOf expects the auth record that core has found for the request.
+func credentialsOf(auth *core.Record, r *http.Request) credentials {
+	if auth == nil {
+		return credentials{}
+	}
+	return credentials{
+		collection: auth.Collection().Id,
+		id:         auth.Id,
+		tokenKey:   auth.TokenKey(),
+		secret:     auth.Collection().AuthToken.Secret,
+		expires:    tokenExpiry(auth, r),
+	}
+}
+
+// tokenExpiry reads the expiry of the request's token, which core has verified
+// when it found auth with it. An app can find it by other means: then there is
+// no expiry.
+func tokenExpiry(auth *core.Record, r *http.Request) int64 {
+	token := r.Header.Get("Authorization")
+	if len(token) > 7 && strings.EqualFold(token[:7], "Bearer ") {
+		token = token[7:]
+	}
+
+	claims, err := security.ParseUnverifiedJWT(token)
+	if err != nil || cast.ToString(claims[core.TokenClaimId]) != auth.Id {
+		return 0
+	}
+	seconds := cast.ToInt64(claims["exp"])
+	if seconds == 0 {
+		return 0
+	}
+	return time.Unix(seconds, 0).UnixNano()
+}
+
+// record returns the auth record as it is now, or nil if the credentials do
+// not count any more.
+func (c credentials) record(app core.App, now time.Time) (*core.Record, error) {
+	if c.id == "" || c.expired(now) {
+		return nil, nil
+	}
+
+	collection, err := app.FindCachedCollectionByNameOrId(c.collection)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if collection.AuthToken.Secret != c.secret {
+		return nil, nil
+	}
+
+	record, err := app.FindRecordById(collection, c.id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if record.TokenKey() != c.tokenKey {
+		return nil, nil
+	}
+	return record, nil
+}
+
+func (c credentials) expired(now time.Time) bool {
+	return c.expires != 0 && now.UnixNano() >= c.expires
+}

@@ -1,0 +1,187 @@
+package topics
+
+import (
+	"context"
+	"maps"
+)
+
+// The part of a client that keeps the hub's index and its grants.
+
+// takeTurn waits for the client's other subscribe requests. Core replaces the
+// subscriptions in two steps; two requests at once would mix theirs.
+func (c *client) takeTurn(ctx context.Context) error {
+	select {
+	case c.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *client) endTurn() { <-c.turn }
+
+// replaceDuring runs core's handler of a subscribe request, which removes all
+// subscriptions and adds the new ones, by the grants given. The hub sees one
+// step, in which a topic that stays is never missed.
+func (c *client) replaceDuring(granted map[string]*grant, next func() error) error {
+	c.setReplacing(true, granted)
+	err := next()
+	c.setReplacing(false, nil)
+
+	// those that core did not come to use
+	for _, g := range granted {
+		c.grants.release(g)
+	}
+	return err
+}
+
+func (c *client) setReplacing(on bool, granted map[string]*grant) {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	c.replacing = on
+	c.granted = granted
+}
+
+// Subscribe implements [subscriptions.Client.Subscribe].
+func (c *client) Subscribe(keys ...string) {
+	c.Client.Subscribe(keys...)
+
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	if c.discarded {
+		return
+	}
+
+	want := make(map[string]struct{}, len(keys)+len(c.subs))
+	if !c.replacing {
+		for key := range c.subs {
+			want[key] = struct{}{}
+		}
+	}
+	for _, key := range keys {
+		if validTopic(topicOf(key)) { // nothing is ever published to others
+			want[key] = struct{}{}
+		}
+	}
+	c.index(want)
+}
+
+// Unsubscribe implements [subscriptions.Client.Unsubscribe].
+func (c *client) Unsubscribe(keys ...string) {
+	c.Client.Unsubscribe(keys...)
+
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	if len(keys) == 0 {
+		if !c.replacing {
+			c.index(nil)
+		}
+		return
+	}
+	for _, key := range keys {
+		if s := c.subs[key]; s != nil {
+			c.unindex(s)
+		}
+	}
+}
+
+// index makes the client's subscriptions in the hub those of want, without a
+// moment in which one that stays is missing. It expects c.subsMu to be held.
+func (c *client) index(want map[string]struct{}) {
+	for key, s := range maps.Clone(c.subs) {
+		if _, stays := want[key]; !stays {
+			c.unindex(s)
+		}
+	}
+
+	for key := range want {
+		g := c.granted[key]
+		delete(c.granted, key)
+
+		s := c.subs[key]
+		if s != nil {
+			c.regrant(s, g)
+			continue
+		}
+
+		s = &subscription{client: c, topic: topicOf(key), key: key, grant: g}
+		if c.subs == nil {
+			c.subs = map[string]*subscription{}
+		}
+		c.subs[key] = s
+		c.hub.add(s)
+		if g != nil {
+			c.grants.hold(g, s)
+		}
+	}
+}
+
+func (c *client) unindex(s *subscription) {
+	c.hub.remove(s)
+	delete(c.subs, s.key)
+	if s.grant != nil {
+		c.grants.drop(s.grant, s)
+	}
+}
+
+// regrant lets a subscription that stays live by the new decision. Without one
+// it is Go code that has subscribed to the key again, which changes nothing.
+func (c *client) regrant(s *subscription, g *grant) {
+	old := s.grant
+	switch {
+	case g == nil:
+		return
+	case g == old:
+		c.grants.release(g) // held already
+	default:
+		c.hub.setGrant(s, g)
+		c.grants.hold(g, s)
+		if old != nil {
+			c.grants.drop(old, s)
+		}
+	}
+	s.resume(g)
+}
+
+// resume implements [holder].
+func (s *subscription) resume(g *grant) {
+	if !s.client.hub.release(s, g) {
+		s.client.closeSlow()
+	}
+}
+
+// revoke implements [holder]: the client loses the subscription and is told.
+func (s *subscription) revoke(g *grant, marked uint64, o outcome) bool {
+	c := s.client
+
+	select {
+	case c.turn <- struct{}{}:
+	default:
+		return false // it is replacing its subscriptions at this moment
+	}
+	defer c.endTurn()
+
+	c.subsMu.Lock()
+	held := c.subs[s.key] == s && s.grant == g
+	counts := g.denies(marked)
+	if held && counts {
+		c.unindex(s)
+	}
+	c.subsMu.Unlock()
+
+	if !held || !counts {
+		return counts
+	}
+
+	c.Client.Unsubscribe(s.key)
+	if c.told == nil {
+		c.told = map[string]struct{}{}
+	}
+	c.told[s.key] = struct{}{}
+	c.Send(o.revocation(s.topic).onKey(s.key))
+
+	return true
+}
