@@ -353,10 +353,14 @@ func (a *analysis) walk(key string, at *alias, path []string, many bool) operand
 	return operand{columns: []column{c}}
 }
 
-// backRows are the rows of c that point to a table of which the query only has
-// the row with one id.
+// oneRow reports whether the query only has the row with one id.
+func (al *alias) oneRow() bool {
+	return len(al.fixed) == 1 && al.fixed[0].field == core.FieldNameId
+}
+
+// backRows are the rows of c that point to the one row of the table.
 func (al *alias) backRows(c *core.Collection, field string) []match {
-	if c == nil || len(al.fixed) != 1 || al.fixed[0].field != core.FieldNameId {
+	if c == nil || !al.oneRow() {
 		return nil
 	}
 	relation, ok := c.Fields.GetByName(field).(*core.RelationField)
@@ -377,7 +381,7 @@ func (a *analysis) result(root *node) reads {
 		}
 
 		t := tableRead{collection: al.collection.Id, matches: al.fixed}
-		if !al.allRows && root != nil {
+		if !al.allRows && !al.oneRow() && root != nil {
 			t.matches = mergeMatches(t.matches, al.narrow(root))
 		}
 		if !slices.ContainsFunc(r.tables, t.equal) {

@@ -1,0 +1,31 @@
+package topics
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// For the tests of package topics_test.
+
+// NewRand and Rounds are the randomness and the length of randomized tests.
+func NewRand(t testing.TB) *rand.Rand { return newRand(t) }
+
+func Rounds() int { return *rounds }
+
+// Settled reports whether every open subscription is decided.
+func Settled(app core.App) bool {
+	now := time.Now().UnixNano()
+	gs := From(app).grants
+	for _, g := range gs.list() {
+		if len(gs.holders(g)) > 0 && !g.fresh(now) {
+			return false
+		}
+	}
+	return true
+}
+
+// Grants is how many decisions are kept.
+func Grants(app core.App) int { return len(From(app).grants.list()) }
