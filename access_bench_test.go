@@ -56,7 +56,7 @@ func openRooms(b *testing.B, open int, rule string) (*tests.TestApp, *Plugin) {
 	p := From(app)
 	for i := range open {
 		c := newClient(subscriptions.NewDefaultClient(), p.hub, p.grants, httptest.NewRecorder(),
-			clientLimits{messages: 1 << 30, bytes: 1 << 40, writeTimeout: time.Second, heartbeat: -1}, func(*client) {})
+			clientLimits{messages: 1 << 30, bytes: 1 << 40, writeTimeout: time.Second, heartbeat: -1}, func(*client, string) {})
 		p.hub.clients.Store(c, struct{}{})
 		go func() { // the connection handler, without a connection
 			for range c.channel {

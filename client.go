@@ -3,6 +3,7 @@ package topics
 import (
 	"errors"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -22,13 +23,13 @@ import (
 type client struct {
 	subscriptions.Client
 
-	id     string
-	idLine []byte
-	limits clientLimits
-	hub    *hub
-	grants *grants
-	conn   *connection
-	onSlow func(*client)
+	id       string
+	idLine   []byte
+	limits   clientLimits
+	hub      *hub
+	grants   *grants
+	conn     *connection
+	onClosed func(*client, string)
 
 	// channel holds at most the head of the queue
 	channel chan subscriptions.Message
@@ -81,20 +82,20 @@ type clientLimits struct {
 
 var _ subscriptions.Client = (*client)(nil)
 
-func newClient(wrapped subscriptions.Client, hub *hub, grants *grants, response http.ResponseWriter, limits clientLimits, onSlow func(*client)) *client {
+func newClient(wrapped subscriptions.Client, hub *hub, grants *grants, response http.ResponseWriter, limits clientLimits, onClosed func(*client, string)) *client {
 	id := wrapped.Id()
 
 	c := &client{
-		Client:  wrapped,
-		id:      id,
-		idLine:  []byte("id:" + id + "\n"),
-		limits:  limits,
-		hub:     hub,
-		grants:  grants,
-		conn:    newConnection(response, limits.writeTimeout),
-		onSlow:  onSlow,
-		channel: make(chan subscriptions.Message, 1),
-		turn:    make(chan struct{}, 1),
+		Client:   wrapped,
+		id:       id,
+		idLine:   []byte("id:" + id + "\n"),
+		limits:   limits,
+		hub:      hub,
+		grants:   grants,
+		conn:     newConnection(response, limits.writeTimeout),
+		onClosed: onClosed,
+		channel:  make(chan subscriptions.Message, 1),
+		turn:     make(chan struct{}, 1),
 	}
 
 	wrapped.Set(clientKey, c)
@@ -238,6 +239,9 @@ func (c *client) write(e *core.RealtimeMessageEvent) error {
 	}
 	c.writing = false
 	if err != nil {
+		if errors.Is(err, os.ErrDeadlineExceeded) && c.close() {
+			c.onClosed(c, codeWriteTimeout)
+		}
 		return err
 	}
 
@@ -330,7 +334,7 @@ func (c *client) writeEach(e *core.RealtimeMessageEvent, frames []frame) error {
 // closeSlow closes a client whose queue was full.
 func (c *client) closeSlow() {
 	if c.close() {
-		c.onSlow(c)
+		c.onClosed(c, codeSlowConsumer)
 	}
 }
 

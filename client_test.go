@@ -63,7 +63,7 @@ func TestOneStalledClientAmongAHundred(t *testing.T) {
 	stalled := s.connectStalled()
 	(&stream{s: s, id: stalled.id}).mustSubscribe("", "a")
 
-	const messages = 300
+	const messages = 150
 	s.stall(messages)
 
 	for _, c := range streams {
@@ -228,12 +228,15 @@ func TestNoHeartbeat(t *testing.T) {
 
 // Send against Discard is a data race in core's client.
 func TestSendingWhileClientsLeave(t *testing.T) {
-	app := newApp(t, topics.Config{})
+	// nobody is slow here, however fast the publisher is
+	app := newApp(t, topics.Config{QueueMessages: 1 << 30, QueueBytes: 1 << 40})
 	s := serve(t, app)
 	define(t, app, map[string]any{"pattern": "a", "subscribeRule": ""})
 
 	stop := make(chan struct{})
 	var publisher sync.WaitGroup
+	defer publisher.Wait()
+	defer close(stop)
 	publisher.Go(func() {
 		for i := 0; ; i++ {
 			select {
@@ -262,8 +265,6 @@ func TestSendingWhileClientsLeave(t *testing.T) {
 		}
 		c.disconnect()
 	}
-	close(stop)
-	publisher.Wait()
 }
 
 // Record events of core pass through the client in the order they arrive in.

@@ -64,6 +64,10 @@ const (
 	codePayloadTooLarge = "payload_too_large"
 	codePayloadReserved = "payload_reserved"
 
+	// of the log
+	codeSlowConsumer = "slow_consumer"
+	codeWriteTimeout = "write_timeout"
+
 	codeTopicRequired   = "topic_required"
 	codeBodyInvalid     = "body_invalid"
 	codeMessagesInvalid = "messages_invalid"

@@ -91,7 +91,8 @@ type holder interface {
 type grants struct {
 	rules   *rules
 	decide  func(g *grant) outcome
-	sweep   time.Duration // 0 for none
+	revoked func(g *grant, o outcome) // called when subscriptions are taken back
+	sweep   time.Duration             // 0 for none
 	watches *watches
 
 	mu    sync.Mutex
@@ -348,7 +349,11 @@ func (gs *grants) decideAll(list []*grant) {
 func (gs *grants) decideAgain(g *grant) {
 	o, marked := gs.decideNow(g)
 
-	for _, h := range gs.holders(g) {
+	holders := gs.holders(g)
+	if o.denial != nil && len(holders) > 0 && g.denies(marked) {
+		gs.revoked(g, o)
+	}
+	for _, h := range holders {
 		if o.denial == nil {
 			h.resume(g)
 		} else if !h.revoke(g, marked, o) {

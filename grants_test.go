@@ -30,6 +30,7 @@ func newBench(t *testing.T, stepwise bool) *bench {
 	require.NoError(t, err)
 	b.p = &Plugin{hub: newHub(), rules: rules, grants: newGrants(rules, 0), config: Config{}.withDefaults()}
 	b.p.foreign = newForeignClients(subscriptions.NewBroker(), b.p.grants, foreignLimits{}, func(string) {})
+	b.p.grants.revoked = func(*grant, outcome) {}
 	b.p.grants.decide = func(*grant) outcome {
 		allowed := b.allowed.Load() // what a query finds
 		if stepwise {
@@ -52,7 +53,7 @@ func (b *bench) close() {
 // client returns a client without a connection, whose queue the test reads.
 func (b *bench) client() *client {
 	c := newClient(subscriptions.NewDefaultClient(), b.p.hub, b.p.grants, httptest.NewRecorder(),
-		clientLimits{messages: 100, bytes: 1 << 20, writeTimeout: time.Second, heartbeat: -1}, func(*client) {})
+		clientLimits{messages: 100, bytes: 1 << 20, writeTimeout: time.Second, heartbeat: -1}, func(*client, string) {})
 	b.p.hub.clients.Store(c, struct{}{})
 	return c
 }

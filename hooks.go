@@ -79,7 +79,7 @@ func (p *Plugin) onConnect(e *core.RealtimeConnectRequestEvent) error {
 		bytes:        p.config.QueueBytes,
 		writeTimeout: p.config.WriteTimeout,
 		heartbeat:    p.config.Heartbeat,
-	}, p.logSlow(e.App))
+	}, p.logClosed(e.App))
 
 	p.hub.clients.Store(c, struct{}{})
 	defer func() {

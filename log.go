@@ -72,10 +72,21 @@ func clip(s string) string {
 	return s
 }
 
-func (p *Plugin) logSlow(app core.App) func(*client) {
-	return func(c *client) {
+// logClosed says why the plugin has closed a connection.
+func (p *Plugin) logClosed(app core.App) func(*client, string) {
+	return func(c *client, code string) {
+		if code == codeWriteTimeout {
+			app.Logger().Warn(
+				"Closed a realtime connection because its client stopped reading (write timeout)",
+				"code", code,
+				"clientId", c.id,
+				"writeTimeout", p.config.WriteTimeout.String(),
+			)
+			return
+		}
 		app.Logger().Warn(
 			"Closed a realtime connection because its client did not keep up (slow consumer)",
+			"code", code,
 			"clientId", c.id,
 			"queueMessages", p.config.QueueMessages,
 			"queueBytes", p.config.QueueBytes,
@@ -87,7 +98,30 @@ func (p *Plugin) logSlowForeign(app core.App) func(string) {
 	return func(id string) {
 		app.Logger().Warn(
 			"Unregistered a realtime client of the app's own code because it did not keep up (slow consumer)",
+			"code", codeSlowConsumer,
 			"clientId", id,
 		)
 	}
+}
+
+// logRevoked says who lost a subscription, and why.
+func (p *Plugin) logRevoked(g *grant, o outcome) {
+	log, subject := g.app.Logger().Info, codeRevoked+" "+g.key.topic+" "+g.key.auth.id
+	attrs := []any{"code", codeRevoked, "topic", g.key.topic, "reason", o.reason}
+
+	if o.denial.code == codeRuleError {
+		log, subject = g.app.Logger().Error, codeRevoked+" "+o.denial.Error()
+	}
+	if !p.logs.allow(subject) {
+		return
+	}
+
+	if g.key.auth.id != "" {
+		attrs = append(attrs, "authId", g.key.auth.id, "authCollection", g.key.auth.collection)
+	}
+	if o.denial.cause != nil {
+		attrs = append(attrs, "error", o.denial.cause.Error())
+	}
+
+	log("Took a topic back from its subscribers", attrs...)
 }

@@ -21,14 +21,17 @@
 //     PB_CONNECT and @oauth2 are PocketBase's own and pass untouched.
 //  2. A denial is loud and local. It never fails the SDK's request, never
 //     affects another topic, and is told once, on the denied key.
-//  3. Whatever cannot be decided is denied: a missing collection, a rule that
+//  3. Access follows the data. When a commit makes a rule no longer hold for an
+//     open subscription, no message published after that commit's success
+//     hooks reaches it, and it is told. docs/guarantees.md has the argument.
+//  4. Whatever cannot be decided is denied: a missing collection, a rule that
 //     does not parse, a failing query. The app's log says why.
-//  4. Order. All subscribers of a topic see its messages in one order.
-//  5. A publisher never waits for a client. Each client's queue is bounded in
+//  5. Order. All subscribers of a topic see its messages in one order.
+//  6. A publisher never waits for a client. Each client's queue is bounded in
 //     messages and bytes; a client that does not keep up is closed.
-//  6. Transactions. [Notify] inside a transaction sends after the commit; a
+//  7. Transactions. [Notify] inside a transaction sends after the commit; a
 //     rollback sends nothing.
-//  7. Bounded. Topics, payloads and queues have limits, with the defaults that
+//  8. Bounded. Topics, payloads and queues have limits, with the defaults that
 //     [Config] documents.
 //
 // # Concurrency
@@ -203,7 +206,7 @@ func Register(app core.App, config Config) error {
 		writes: newWrites(),
 		logs:   newLogLimiter(),
 	}
-	p.grants.decide = p.decideGrant
+	p.grants.decide, p.grants.revoked = p.decideGrant, p.logRevoked
 	p.foreign = newForeignClients(app.SubscriptionsBroker(), p.grants, foreignLimits{
 		messages: config.QueueMessages,
 		bytes:    config.QueueBytes,

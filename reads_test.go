@@ -222,7 +222,7 @@ func TestNoWriteThatMattersIsMissed(t *testing.T) {
 
 	decisions := map[*grant]bool{}
 	changes := 0
-	steps := 30 * *rounds
+	steps := 12 * *rounds
 	for step := range steps {
 		marks := map[*grant]uint64{}
 		for _, g := range grants {

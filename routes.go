@@ -349,9 +349,9 @@ func (p *Plugin) handleAccess(e *core.RequestEvent) error {
 	}
 	publish := p.decide(e.App, actionPublish, topic, info)
 	presence := p.decide(e.App, actionPresence, topic, info)
-	for _, d := range []*denial{subscribe, publish, presence} {
+	for a, d := range map[action]*denial{actionSubscribe: subscribe, actionPublish: publish, actionPresence: presence} {
 		if d != nil && d.code == codeRuleError {
-			p.logDenial(e.App, topic, e.Auth, actionSubscribe, d)
+			p.logDenial(e.App, topic, e.Auth, a, d)
 		}
 	}
 

@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/ganigeorgiev/fexpr"
@@ -124,10 +125,10 @@ func validateRule(app core.App, r rule, field string, base *core.Collection, p p
 }
 
 // guestsPass reports whether a rule compares something of @request.auth with
-// a field, but never asks whether there is an auth record. For a guest both
-// sides of such a comparison can be empty, and then it is true: with
-// PocketBase's semantics `members.id ?= @request.auth.id` lets everybody in
-// where there are no members.
+// a field, or asks that it differs from something, but never asks whether there
+// is an auth record. For a guest the auth's side is empty. Then the other side
+// can be empty too: `members.id ?= @request.auth.id` lets everybody in where
+// there are no members; and `@request.auth.role != "banned"` is simply true.
 func guestsPass(text string) bool {
 	groups, err := fexpr.Parse(text)
 	if err != nil {
@@ -140,15 +141,23 @@ func guestsPass(text string) bool {
 		if !isAuthField(left) {
 			left, right = right, left
 		}
+		equals := e.Op == fexpr.SignEq || e.Op == fexpr.SignAnyEq
+		differs := e.Op == fexpr.SignNeq || e.Op == fexpr.SignAnyNeq
 		switch {
 		case !isAuthField(left):
-		case right.Type == fexpr.TokenIdentifier && (e.Op == fexpr.SignEq || e.Op == fexpr.SignAnyEq):
-			compares = true
-		case right.Type == fexpr.TokenText && right.Literal == "" && (e.Op == fexpr.SignNeq || e.Op == fexpr.SignAnyNeq):
+		case differs && right.Type == fexpr.TokenText && right.Literal == "":
 			asks = true
+		case differs, equals && isField(right):
+			compares = true
 		}
 	})
 	return compares && !asks
+}
+
+func isField(t fexpr.Token) bool {
+	return t.Type == fexpr.TokenIdentifier &&
+		!strings.HasPrefix(t.Literal, topicIdentifier) && // never empty
+		!slices.Contains([]string{"true", "false", "null"}, strings.ToLower(t.Literal))
 }
 
 func isAuthField(t fexpr.Token) bool {
@@ -176,7 +185,7 @@ func warnOfGuests(app core.App, record *core.Record) {
 			continue
 		}
 		app.Logger().Warn(
-			`A topic rule lets guests pass wherever the field that it compares with @request.auth is empty. Add: @request.auth.id != "" &&`,
+			`A topic rule may let guests pass, for whom @request.auth is empty. If it should not, add: @request.auth.id != "" &&`,
 			"record", record.Id,
 			"pattern", record.GetString("pattern"),
 			"field", field,

@@ -1,0 +1,500 @@
+package topics_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"go/ast"
+	"go/format"
+	"go/parser"
+	"go/token"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pbtopics/topics"
+)
+
+// page is a page of the documentation.
+type page struct {
+	path string
+	text string
+	code []block
+	all  []heading
+}
+
+// heading is one of level 3, below one of level 2.
+type heading struct{ section, text string }
+
+// block is a fenced block of a page.
+type block struct {
+	page     string
+	line     int
+	section  string // the last heading of level 2
+	heading  string // the last heading of level 3 below it
+	language string
+	text     string
+}
+
+var fence = regexp.MustCompile("^```(\\w*)$")
+
+func readPage(t testing.TB, path string) page {
+	t.Helper()
+
+	raw, err := os.ReadFile(path)
+	require.NoError(t, err)
+	p := page{path: path, text: string(raw)}
+
+	var (
+		at   block
+		open bool
+	)
+	for i, line := range strings.Split(p.text, "\n") {
+		switch {
+		case open && line == "```":
+			at.text = strings.TrimSuffix(at.text, "\n")
+			p.code = append(p.code, at)
+			open = false
+		case open:
+			at.text += line + "\n"
+		case fence.MatchString(line):
+			at.page, at.line, at.language, at.text = path, i+1, fence.FindStringSubmatch(line)[1], ""
+			open = true
+		case strings.HasPrefix(line, "## "):
+			at.section, at.heading = line[3:], ""
+		case strings.HasPrefix(line, "### "):
+			at.heading = line[4:]
+			p.all = append(p.all, heading{at.section, at.heading})
+		}
+	}
+	require.False(t, open, "%s: a block does not end", path)
+
+	return p
+}
+
+// headings are those of level 3 in a section.
+func (p page) headings(section string) []string {
+	var found []string
+	for _, h := range p.all {
+		if h.section == section {
+			found = append(found, h.text)
+		}
+	}
+	return found
+}
+
+func (p page) blocks(section, heading, language string) []block {
+	var found []block
+	for _, b := range p.code {
+		if b.section == section && b.heading == heading && b.language == language {
+			found = append(found, b)
+		}
+	}
+	return found
+}
+
+func readPages(t testing.TB) []page {
+	t.Helper()
+
+	paths, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+
+	var pages []page
+	for _, path := range append(paths, "README.md") {
+		pages = append(pages, readPage(t, path))
+	}
+	return pages
+}
+
+// imports are what a block of Go that is not a whole file may use.
+var imports = map[string]string{
+	"apis":   "github.com/pocketbase/pocketbase/apis",
+	"core":   "github.com/pocketbase/pocketbase/core",
+	"errors": "errors",
+	"topics": "github.com/pbtopics/topics",
+}
+
+var declaration = regexp.MustCompile(`(?m)^(\w+) :=`)
+
+// goFile makes a Go file of a block: what is no file becomes declarations, or
+// the body of a function with the parameters that the pages use.
+func (b block) goFile() string {
+	line := fmt.Sprintf("//line %s:%d\n", b.page, b.line+1)
+	if program, ok := strings.CutPrefix(b.text, "package main\n"); ok {
+		return line + "package snippet\n" + program + "\n" // compiled, but not linked
+	}
+
+	var file strings.Builder
+	fmt.Fprintln(&file, "package snippet")
+	body := line + b.text + "\n"
+	if !strings.HasPrefix(b.text, "func ") {
+		for _, match := range declaration.FindAllStringSubmatch(b.text, -1) {
+			body += "_ = " + match[1] + "\n"
+		}
+		body = "func _(app core.App, e *core.RequestEvent, record *core.Record, topic string, data any) {\n" + body + "}\n"
+	}
+	for name, path := range imports {
+		if regexp.MustCompile(`\b` + name + `\.`).MatchString(body) {
+			fmt.Fprintf(&file, "import %q\n", path)
+		}
+	}
+	return file.String() + body
+}
+
+// Every block of Go compiles.
+func TestDocsGoCompiles(t *testing.T) {
+	root, err := os.Getwd()
+	require.NoError(t, err)
+	dir := t.TempDir()
+
+	// the packages exist in the overlay only, so that they are in this module
+	// without writing to its folder
+	overlay := struct{ Replace map[string]string }{map[string]string{}}
+	args := []string{"build", "-overlay=" + filepath.Join(dir, "overlay.json")}
+	if raceEnabled() {
+		args = append(args, "-race") // then PocketBase is compiled already
+	}
+
+	for _, p := range readPages(t) {
+		for _, b := range p.code {
+			if b.language != "go" {
+				continue
+			}
+			formatted, err := format.Source([]byte(b.text))
+			require.NoError(t, err, "%s:%d", b.page, b.line)
+			require.Equal(t, strings.TrimSpace(string(formatted)), b.text, "%s:%d is not formatted", b.page, b.line)
+
+			name := strconv.Itoa(len(overlay.Replace))
+			file := filepath.Join(dir, name+".go")
+			require.NoError(t, os.WriteFile(file, []byte(b.goFile()), 0o600))
+			overlay.Replace[filepath.Join(root, "docs_snippets", name, "main.go")] = file
+			args = append(args, "./docs_snippets/"+name)
+		}
+	}
+	require.GreaterOrEqual(t, len(overlay.Replace), 5)
+
+	raw, err := json.Marshal(overlay)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "overlay.json"), raw, 0o600))
+
+	out, err := exec.Command("go", args...).CombinedOutput()
+	require.NoError(t, err, string(out))
+}
+
+func raceEnabled() bool {
+	info, _ := debug.ReadBuildInfo()
+	return info != nil && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
+}
+
+// parsed are the plugin's own files.
+func parsed(t testing.TB) []*ast.File {
+	t.Helper()
+
+	var files []*ast.File
+	for _, pattern := range []string{"*.go", "migrations/*.go"} {
+		paths, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		for _, path := range paths {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+			require.NoError(t, err)
+			files = append(files, file)
+		}
+	}
+	return files
+}
+
+var (
+	code     = regexp.MustCompile(`^[a-z]+(_[a-z]+)+$`)
+	sentinel = regexp.MustCompile(`^Err[A-Z]`)
+)
+
+// documentedCodes finds the codes of the plugin: the constants whose name is
+// or begins with "code", what validation.NewError is given, and the exported
+// errors.
+func documentedCodes(t testing.TB) []string {
+	t.Helper()
+
+	found := map[string]bool{}
+	add := func(e ast.Expr) {
+		if text, ok := literal(e); ok && code.MatchString(text) {
+			found[text] = true
+		}
+	}
+	for _, file := range parsed(t) {
+		ast.Inspect(file, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.ValueSpec:
+				for i, name := range n.Names {
+					if sentinel.MatchString(name.Name) {
+						found[name.Name] = true
+					}
+					if strings.HasPrefix(name.Name, "code") && i < len(n.Values) {
+						add(n.Values[i])
+					}
+				}
+			case *ast.CallExpr:
+				if f, ok := n.Fun.(*ast.SelectorExpr); ok && f.Sel.Name == "NewError" {
+					add(n.Args[0])
+				}
+			}
+			return true
+		})
+	}
+	return slices.Sorted(maps.Keys(found))
+}
+
+func literal(e ast.Expr) (string, bool) {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		if e.Kind == token.STRING {
+			text, err := strconv.Unquote(e.Value)
+			return text, err == nil
+		}
+	case *ast.BinaryExpr: // its beginning
+		return literal(e.X)
+	}
+	return "", false
+}
+
+const errorsPage = "docs/errors.md"
+
+func TestDocsHaveEveryCode(t *testing.T) {
+	var headings []string
+	for _, h := range readPage(t, errorsPage).all {
+		require.Regexp(t, "^`[a-zA-Z_]+`$", h.text, "only codes have headings of level 3")
+		headings = append(headings, strings.Trim(h.text, "`"))
+	}
+	codes := documentedCodes(t)
+	require.GreaterOrEqual(t, len(codes), 25)
+	require.ElementsMatch(t, codes, headings)
+}
+
+// Each page of a code says when it comes and what to do.
+func TestDocsOfCodesSayWhatToDo(t *testing.T) {
+	text := readPage(t, errorsPage).text
+	for _, code := range documentedCodes(t) {
+		_, after, found := strings.Cut(text, "\n### `"+code+"`\n")
+		require.True(t, found, code)
+		after, _, _ = strings.Cut(after, "\n#")
+		require.Contains(t, after, "- **When:** ", code)
+		require.Contains(t, after, "- **Do:** ", code)
+	}
+}
+
+func TestDocsHaveEveryLogLine(t *testing.T) {
+	text := readPage(t, errorsPage).text
+	lines := 0
+	for _, file := range parsed(t) {
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok || len(call.Args) == 0 || !isLogCall(call.Fun) {
+				return true
+			}
+			message, ok := literal(call.Args[0])
+			require.True(t, ok, "a log message begins with a literal")
+			require.Contains(t, text, "`"+message, "docs/errors.md has each log line")
+			lines++
+			return true
+		})
+	}
+	require.GreaterOrEqual(t, lines, 10)
+}
+
+// isLogCall finds x.Logger().Level(...) and a call of such a method value that
+// is called log.
+func isLogCall(f ast.Expr) bool {
+	switch f := f.(type) {
+	case *ast.Ident:
+		return f.Name == "log"
+	case *ast.SelectorExpr:
+		call, ok := f.X.(*ast.CallExpr)
+		if !ok {
+			return false
+		}
+		logger, ok := call.Fun.(*ast.SelectorExpr)
+		return ok && logger.Sel.Name == "Logger"
+	}
+	return false
+}
+
+var (
+	firstCell = regexp.MustCompile("(?m)^\\| ((?:`\\w+`(?:, )?)+) \\|")
+	quoted    = regexp.MustCompile("`(\\w+)`")
+)
+
+// firstCells are the quoted words in the first column of the tables of a
+// section.
+func (p page) firstCells(section string) []string {
+	_, text, _ := strings.Cut(p.text, "\n## "+section+"\n")
+	text, _, _ = strings.Cut(text, "\n## ")
+
+	var words []string
+	for _, row := range firstCell.FindAllStringSubmatch(text, -1) {
+		for _, word := range quoted.FindAllStringSubmatch(row[1], -1) {
+			words = append(words, word[1])
+		}
+	}
+	return words
+}
+
+func TestREADMEHasEveryField(t *testing.T) {
+	readme := readPage(t, "README.md")
+
+	var fields []string
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[topics.Config]()) {
+		fields = append(fields, f.Name)
+	}
+	require.ElementsMatch(t, fields, readme.firstCells("Config"))
+
+	app := newApp(t, topics.Config{})
+	collection, err := app.FindCollectionByNameOrId("_topics")
+	require.NoError(t, err)
+	names := collection.Fields.FieldNames()
+	require.ElementsMatch(t, names[1:], readme.firstCells("Topic rules"), "all but the id")
+}
+
+// The record in the README can be saved as it is.
+func TestREADMERecord(t *testing.T) {
+	d := newRulesDoc(t, seedRulesDocs(t))
+	d.rooms()
+	for _, b := range readPage(t, "README.md").code {
+		if b.language == "json" {
+			require.NoError(t, json.Unmarshal([]byte(b.text), &d.fields))
+		}
+	}
+	room := d.record("rooms", map[string]any{"members": []string{d.id["ann"]}})
+	d.subscribe("room/"+room, "ann")
+	d.publish("room/"+room, 1)
+}
+
+var (
+	link   = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	spaces = regexp.MustCompile(`[^a-z0-9_ -]`)
+)
+
+// anchor is what a heading is linked by.
+func anchor(heading string) string {
+	return strings.ReplaceAll(spaces.ReplaceAllString(strings.ToLower(heading), ""), " ", "-")
+}
+
+func TestDocsLinks(t *testing.T) {
+	pages := map[string][]string{}
+	for _, p := range readPages(t) {
+		anchors := []string{""}
+		for line := range strings.Lines(p.text) {
+			if heading, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); ok && line[0] == '#' {
+				anchors = append(anchors, anchor(strings.TrimSpace(heading)))
+			}
+		}
+		pages[p.path] = anchors
+	}
+
+	for _, p := range readPages(t) {
+		for _, match := range link.FindAllStringSubmatch(p.text, -1) {
+			target, fragment, _ := strings.Cut(match[1], "#")
+			if strings.HasPrefix(target, "https:") {
+				continue
+			}
+			path := p.path
+			if target != "" {
+				path = filepath.Join(filepath.Dir(p.path), target)
+			}
+			require.FileExists(t, path, "%s links to %s", p.path, match[1])
+			if fragment != "" {
+				require.Contains(t, pages[path], fragment, "%s links to %s", p.path, match[1])
+			}
+		}
+	}
+}
+
+const operatingPage = "docs/operating.md"
+
+// What the page says brings the collection back: with and without a restart,
+// and where the name was taken.
+func TestDocsBringTheCollectionBack(t *testing.T) {
+	page := readPage(t, operatingPage)
+	statement := page.blocks("Bring the collection back", "", "sql")[0].text
+	exported := page.blocks("The collection's JSON", "", "json")[0].text
+
+	forget := func(t *testing.T, app core.App, s *server) {
+		body, err := json.Marshal(map[string]string{"query": statement})
+		require.NoError(t, err)
+		r := s.request(http.MethodPost, "/api/sql", newSuperuser(t, app), string(body))
+		require.Equal(t, 200, r.status, r.body)
+		require.Contains(t, r.body, `"affectedRows":1`)
+		require.NoError(t, app.RunAllMigrations()) // as the next start does
+	}
+	bringBack := func(t *testing.T, app core.App, s *server) {
+		body := `{"deleteMissing":false,"collections":` + exported + `}`
+		r := s.request(http.MethodPut, "/api/collections/import", newSuperuser(t, app), body)
+		require.Equal(t, 204, r.status, r.body)
+	}
+	// a collection like the migration's, without its times
+	shape := func(t *testing.T, app core.App) string {
+		collection, err := app.FindCollectionByNameOrId("_pb_topics_")
+		require.NoError(t, err)
+		raw, err := json.Marshal(collection)
+		require.NoError(t, err)
+		var fields map[string]any
+		require.NoError(t, json.Unmarshal(raw, &fields))
+		delete(fields, "created")
+		delete(fields, "updated")
+		raw, err = json.Marshal(fields)
+		require.NoError(t, err)
+		return string(raw)
+	}
+
+	for name, repair := range map[string]func(*testing.T, core.App, *server){"restart": forget, "import": bringBack} {
+		t.Run(name, func(t *testing.T) {
+			app := newApp(t, topics.Config{})
+			s := serve(t, app)
+			before := shape(t, app)
+			define(t, app, map[string]any{"pattern": "a", "subscribeRule": ""})
+			c := s.connect()
+			c.allow("", "a")
+
+			remove(t, app, "_topics")
+			c.deny("", "a", "topic_unknown")
+			require.NoError(t, app.RunAllMigrations())
+			c.deny("", "a", "topic_unknown")
+
+			repair(t, app, s)
+			require.JSONEq(t, before, shape(t, app))
+			c.deny("", "a", "topic_unknown")
+			define(t, app, map[string]any{"pattern": "a", "subscribeRule": ""})
+			c.allow("", "a")
+		})
+
+		t.Run(name+" where the name is taken", func(t *testing.T) {
+			app := newApp(t, topics.Config{})
+			s := serve(t, app)
+			before := shape(t, app)
+			remove(t, app, "_topics")
+			sql(t, app, statement)
+			newCollection(t, app, "_topics")
+			require.NoError(t, app.RunAllMigrations())
+			_, err := app.FindCollectionByNameOrId("_pb_topics_")
+			require.Error(t, err)
+
+			rename(t, app, "_topics", "mine")
+			repair(t, app, s)
+			require.JSONEq(t, before, shape(t, app))
+			define(t, app, map[string]any{"pattern": "a", "subscribeRule": ""})
+			s.connect().allow("", "a")
+		})
+	}
+}
