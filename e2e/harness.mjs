@@ -28,19 +28,26 @@ export function startExample({ args = [] } = {}) {
   return start("./example_app", args);
 }
 
-/** startTestServer runs ./e2e/testserver, and adds notify(topic, data). */
+/** startTestServer runs ./e2e/testserver, and adds what its own routes do. */
 export async function startTestServer({ args = [] } = {}) {
   const server = await start("./e2e/testserver", args);
+  const post = async (route, body) => {
+    const response = await fetch(`${server.url}/test/${route}`, {
+      method: "POST",
+      body: JSON.stringify(body),
+    });
+    if (!response.ok) throw new Error(`${route}: ${response.status} ${await response.text()}`);
+  };
 
   return {
     ...server,
-    async notify(topic, data) {
-      const response = await fetch(server.url + "/test/notify", {
-        method: "POST",
-        body: JSON.stringify({ topic, data }),
-      });
-      if (!response.ok) throw new Error(`notify: ${response.status} ${await response.text()}`);
-    },
+    notify: (topic, data) => post("notify", { topic, data }),
+    /** transaction deletes the record collection/id; meanwhile, {topic, data}, is said while it is open */
+    transaction: (options) => post("transaction", options),
+    /** sql runs a statement in the server's process */
+    sql: (statement) => post("sql", { statement }),
+    /** foreignSQL runs a statement in a process of its own */
+    foreignSQL: (statement) => server.run("sql", server.dir, statement),
   };
 }
 
@@ -64,17 +71,9 @@ async function start(pkg, args) {
   const url = `http://${address}`;
 
   const account = { email: "root@example.com", password: "only-for-e2e" };
-  const upsert = () =>
-    promisify(execFile)(binary, [
-      "superuser",
-      "upsert",
-      account.email,
-      account.password,
-      "--dir",
-      dir,
-    ]);
+  const run = (...command) => promisify(execFile)(binary, command);
   // Before the first start, else PocketBase opens its installer in a browser.
-  await upsert();
+  await run("superuser", "upsert", account.email, account.password, "--dir", dir);
 
   let output = "";
   const child = spawn(binary, ["serve", "--http", address, "--dir", dir, ...args], {
@@ -111,7 +110,7 @@ async function start(pkg, args) {
     if (healthy) break;
   }
 
-  return { url, dir, stop, logs, superuser: async () => ({ ...account }) };
+  return { url, dir, run, stop, logs, superuser: async () => ({ ...account }) };
 }
 
 async function freePort() {

@@ -5,18 +5,27 @@ import { after, afterEach, before, test } from "node:test";
 
 import { client, launchBrowser, startExample, startProxy } from "./harness.mjs";
 
+const LOBBY = "lobby0000000001";
+
 let server;
+let admin; // the SDK, signed in as superuser
+let members; // of the lobby, at first
 let browser;
 let contexts = [];
 
 before(async () => {
   server = await startExample();
+  const { email, password } = await server.superuser();
+  admin = await client(server.url);
+  await admin.collection("_superusers").authWithPassword(email, password);
+  ({ members } = await admin.collection("rooms").getOne(LOBBY));
   browser = await launchBrowser();
 });
 
 afterEach(async () => {
   await Promise.all(contexts.map((context) => context.close()));
   contexts = [];
+  await admin.collection("rooms").update(LOBBY, { members });
 });
 
 after(async () => {
@@ -64,16 +73,31 @@ async function say(page, text) {
 const lastMessage = (page, text) =>
   page.locator("#messages li:last-child .text", { hasText: text }).waitFor();
 
-async function announce() {
-  const admin = await client(server.url);
-  const { email, password } = await server.superuser();
-  await admin.collection("_superusers").authWithPassword(email, password);
-  await admin.crons.run("announceTime");
+// people waits until the page lists these names, members first.
+async function people(page, members, others) {
+  const shown = async (id) =>
+    (await page.locator(`#${id} li > span`).allTextContents()).map((text) => text.split(" ")[0]);
+  const end = Date.now() + 10_000;
+  for (;;) {
+    const lists = [await shown("members"), await shown("others")];
+    try {
+      assert.deepEqual(lists, [members, others]);
+      return;
+    } catch (error) {
+      if (Date.now() > end) throw error;
+      await page.waitForTimeout(20);
+    }
+  }
 }
+
+const roomIs = (page, state) => page.locator(`#room[data-state="${state}"]`).waitFor();
+const press = (page, name) => page.getByRole("button", { name, exact: true }).click();
+
+const announce = () => admin.crons.run("announceTime");
 
 const invite = async () => {
   const ann = await client(server.url, "ann@example.com", "topics-demo");
-  await ann.send("/api/rooms/lobby0000000001/invite", {
+  await ann.send(`/api/rooms/${LOBBY}/invite`, {
     method: "POST",
     body: { email: "eve@example.com" },
   });
@@ -84,7 +108,7 @@ test("ann and bob chat both ways, and nothing complains", async () => {
   const bob = await visit();
   await signIn(ann.page, "ann");
   await signIn(bob.page, "bob");
-  assert.equal(await ann.page.textContent("#members"), "Members: ann, bob");
+  await people(ann.page, ["ann", "bob"], ["eve"]);
   assert.equal(await ann.page.isVisible("#login"), false);
 
   await say(ann.page, "hello bob");
@@ -118,7 +142,7 @@ test("eve is shown why she is refused", async () => {
   await signIn(ann.page, "ann");
 
   assert.equal(await eve.page.textContent("#refusal-code"), "topic_denied");
-  assert.equal(await eve.page.textContent("#refusal-topic"), "room/lobby0000000001");
+  assert.equal(await eve.page.textContent("#refusal-topic"), "room/" + LOBBY);
   assert.match(await eve.page.textContent("#refusal-message"), /\S/);
   assert.equal(await eve.page.textContent("#access-subscribe"), "refused");
   assert.equal(await eve.page.textContent("#access-publish"), "refused");
@@ -138,10 +162,10 @@ test("eve is shown why she is refused", async () => {
 
   // trying again without a change is refused again
   await eve.page.click("#retry");
-  await eve.page.locator('#room[data-state="refused"]').waitFor();
+  await roomIs(eve.page, "refused");
 });
 
-test("an invitation lets eve in at once, and she can leave", async () => {
+test("an invitation by e-mail lets eve in at once, who can leave again", async () => {
   const eve = await visit();
   const ann = await visit();
   await signIn(eve.page, "eve");
@@ -149,9 +173,9 @@ test("an invitation lets eve in at once, and she can leave", async () => {
 
   await ann.page.fill("#invite-email", "eve@example.com");
   await ann.page.click('[data-testid="invite"]');
-  await eve.page.locator('#room[data-state="open"]').waitFor();
+  await roomIs(eve.page, "open");
   await eve.page.locator("#personal", { hasText: "ann invited you to Lobby" }).waitFor();
-  await ann.page.locator("#members", { hasText: "Members: ann, bob, eve" }).waitFor();
+  await people(ann.page, ["ann", "bob", "eve"], []);
   await lastMessage(ann.page, "eve joined");
 
   await say(eve.page, "thank you");
@@ -159,11 +183,135 @@ test("an invitation lets eve in at once, and she can leave", async () => {
   await lastMessage(ann.page, "thank you");
 
   await eve.page.click("#leave");
-  await eve.page.locator('#room[data-state="refused"]').waitFor();
+  await roomIs(eve.page, "refused");
+  assert.equal(await eve.page.textContent("#refusal-title"), "You left the room");
   await lastMessage(ann.page, "eve left");
-  await ann.page.locator("#members", { hasText: /^Members: ann, bob$/ }).waitFor();
+  await people(ann.page, ["ann", "bob"], ["eve"]);
 
   for (const visitor of [ann, eve]) assert.deepEqual(visitor.complaints, []);
+});
+
+test("ann removes bob and adds bob again, and both pages show it at once", async () => {
+  const ann = await visit();
+  const bob = await visit();
+  const tab = await visit(); // bob's other one
+  await signIn(ann.page, "ann");
+  for (const { page } of [bob, tab]) await signIn(page, "bob");
+  await say(ann.page, "before");
+  for (const { page } of [bob, tab]) await lastMessage(page, "before");
+  await people(ann.page, ["ann", "bob"], ["eve"]);
+
+  // leaving is for oneself, removing for others
+  assert.equal(await ann.page.locator('#members button[aria-label="Remove ann"]').count(), 0);
+
+  for (let round = 1; round <= 3; round++) {
+    await press(ann.page, "Remove bob");
+    for (const { page } of [bob, tab]) {
+      await roomIs(page, "refused");
+      assert.equal(await page.textContent("#refusal-title"), "You were removed");
+      assert.equal(await page.textContent("#refusal-code"), "topic_revoked");
+      assert.equal(await page.textContent("#refusal-topic"), "room/" + LOBBY);
+      assert.match(await page.textContent("#refusal-message"), /not allowed .* any more/);
+      assert.equal(await page.textContent("#access-subscribe"), "refused");
+      assert.equal(await page.isVisible("#messages"), false);
+      assert.equal(await page.isVisible("#people"), false);
+    }
+    await people(ann.page, ["ann"], ["bob", "eve"]);
+    await lastMessage(ann.page, "ann removed bob");
+    await ann.page.locator("#people-result", { hasText: "bob was removed." }).waitFor();
+    // the keyboard stays at bob
+    const focused = () => document.activeElement.ariaLabel;
+    assert.equal(await ann.page.evaluate(focused), "Add bob");
+
+    const secret = "not for bob " + round;
+    await say(ann.page, secret);
+    await lastMessage(ann.page, secret);
+
+    await press(ann.page, "Add bob");
+    for (const { page } of [bob, tab]) {
+      await roomIs(page, "open");
+      await page.locator("#personal", { hasText: "ann invited you to Lobby" }).waitFor();
+      assert.equal(await page.isVisible("#refusal"), false);
+      await people(page, ["ann", "bob"], ["eve"]);
+    }
+    await people(ann.page, ["ann", "bob"], ["eve"]);
+    await lastMessage(ann.page, "bob joined");
+    assert.equal(await ann.page.evaluate(focused), "Remove bob");
+
+    await say(ann.page, "hello again");
+    for (const { page } of [bob, tab]) await lastMessage(page, "hello again");
+    await say(tab.page, "back " + round);
+    for (const { page } of [ann, bob]) await lastMessage(page, "back " + round);
+    for (const { page } of [bob, tab]) {
+      assert.equal(await page.locator("#messages li", { hasText: secret }).count(), 0);
+    }
+  }
+
+  for (const visitor of [ann, bob, tab]) assert.deepEqual(visitor.complaints, []);
+});
+
+test("all tabs change together, also when several remove eve at once", async () => {
+  const tabs = [await visit(), await visit(), await visit()];
+  const eve = await visit();
+  for (const { page } of tabs.slice(0, 2)) await signIn(page, "ann");
+  await signIn(tabs[2].page, "bob");
+  await signIn(eve.page, "eve");
+
+  await press(tabs[1].page, "Add eve");
+  await roomIs(eve.page, "open");
+  for (const { page } of [...tabs, eve]) await people(page, ["ann", "bob", "eve"], []);
+
+  // the later ones find no such member any more, or the button gone already
+  const remove = () => document.querySelector('[aria-label="Remove eve"]')?.click();
+  await Promise.all(tabs.map(({ page }) => page.evaluate(remove)));
+  await roomIs(eve.page, "refused");
+  assert.equal(await eve.page.textContent("#refusal-title"), "You were removed");
+  for (const { page } of tabs) await people(page, ["ann", "bob"], ["eve"]);
+  assert.deepEqual(eve.complaints, []);
+});
+
+test("removed and added while offline, bob sees it when the connection is back", async () => {
+  const proxy = await startProxy(server.url);
+  const ann = await visit();
+  const bob = await visit(proxy.url);
+  await signIn(ann.page, "ann");
+  await signIn(bob.page, "bob");
+
+  const offline = async (verb, members, others) => {
+    await bob.page.context().setOffline(true);
+    proxy.cut();
+    await press(ann.page, verb + " bob");
+    await people(ann.page, members, others);
+    await bob.page.context().setOffline(false);
+  };
+
+  await offline("Remove", ["ann"], ["bob", "eve"]);
+  await bob.page.locator("#refusal-title", { hasText: "You cannot read this room" }).waitFor();
+
+  await offline("Add", ["ann", "bob"], ["eve"]);
+  await roomIs(bob.page, "open");
+  await connected(bob.page);
+  await say(ann.page, "welcome back");
+  await lastMessage(bob.page, "welcome back");
+
+  await Promise.all(contexts.map((context) => context.close()));
+  await proxy.stop();
+});
+
+test("a sign-in that does not count any more ends with a word about it", async () => {
+  const { page, complaints } = await visit();
+  await signIn(page, "bob");
+
+  const { id } = await admin.collection("users").getFirstListItem("name = 'bob'");
+  await admin.collection("users").update(id, { "tokenKey:autogenerate": "" });
+  await page.locator("#login-error", { hasText: "topic_revoked" }).waitFor();
+  assert.match(await page.textContent("#login-error"), /Sign in/);
+  assert.equal(await page.isVisible("#room"), false);
+
+  await signIn(page, "bob");
+  await say(page, "signed in again");
+  await lastMessage(page, "signed in again");
+  assert.deepEqual(complaints, []);
 });
 
 test("everyone sees announcements, signed in or not", async () => {
@@ -189,7 +337,7 @@ test("a reload keeps the sign-in, signing out and in again works", async () => {
   await signIn(page, "ann");
   await page.reload();
   await connected(page);
-  await page.locator('#room[data-state="open"]').waitFor();
+  await roomIs(page, "open");
   assert.equal(await page.textContent("#me"), "ann");
   await say(page, "after the reload");
   await lastMessage(page, "after the reload");
@@ -241,9 +389,9 @@ test("after a lost connection the page goes on", async () => {
 
   assert.equal(await eve.page.textContent("#refusal-code"), "topic_denied");
   await invite();
-  await eve.page.locator('#room[data-state="open"]').waitFor();
+  await roomIs(eve.page, "open");
   await eve.page.click("#leave");
-  await eve.page.locator('#room[data-state="refused"]').waitFor();
+  await roomIs(eve.page, "refused");
 
   await Promise.all(contexts.map((context) => context.close()));
   await proxy.stop();
@@ -253,6 +401,7 @@ test("fits a phone", async () => {
   const { page } = await visit();
   await page.setViewportSize({ width: 360, height: 640 });
   await signIn(page, "ann");
+  await people(page, ["ann", "bob"], ["eve"]);
   await say(page, "a-long-word-".repeat(40));
   await lastMessage(page, "a-long-word-");
   const overflow = await page.evaluate(

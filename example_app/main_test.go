@@ -1,13 +1,17 @@
 package main
 
 import (
+	"errors"
 	"net/http"
-	"slices"
+	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/pbtopics/topics/migrations"
+	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tests"
+	"github.com/stretchr/testify/require"
 )
 
 // newApp is what the first start makes of an empty data directory.
@@ -15,12 +19,29 @@ func newApp(t testing.TB) *tests.TestApp {
 	t.Helper()
 
 	app, err := tests.NewTestApp(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	register(app)
 
 	return app
+}
+
+func findAccount(t testing.TB, app core.App, name string) *core.Record {
+	t.Helper()
+
+	account, err := app.FindAuthRecordByEmail(usersCollection, name+"@example.com")
+	require.NoError(t, err)
+
+	return account
+}
+
+// memberNames are the names of the lobby's members.
+func memberNames(t testing.TB, app core.App) string {
+	t.Helper()
+
+	lobby, err := app.FindRecordById(roomsCollection, lobbyID)
+	require.NoError(t, err)
+
+	return namesOf(app, lobby.GetStringSlice("members"))
 }
 
 func TestSeed(t *testing.T) {
@@ -30,74 +51,42 @@ func TestSeed(t *testing.T) {
 	check := func() {
 		t.Helper()
 
-		ids := map[string]string{}
 		for _, name := range []string{"ann", "bob", "eve"} {
-			account, err := app.FindAuthRecordByEmail(usersCollection, name+"@example.com")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !account.ValidatePassword(demoPassword) || !account.Verified() || account.EmailVisibility() {
-				t.Errorf("%s cannot sign in, is not verified or shows the e-mail", name)
-			}
-			ids[name] = account.Id
+			account := findAccount(t, app, name)
+			require.True(t, account.ValidatePassword(demoPassword), name)
+			require.True(t, account.Verified(), name)
+			require.False(t, account.EmailVisibility(), name)
 		}
-
-		lobby, err := app.FindRecordById(roomsCollection, lobbyID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if members := lobby.GetStringSlice("members"); !slices.Equal(members, []string{ids["ann"], ids["bob"]}) {
-			t.Errorf("members are %v", members)
-		}
+		require.Equal(t, "ann and bob", memberNames(t, app))
 
 		rules, err := app.FindAllRecords(migrations.CollectionID)
-		if err != nil {
-			t.Fatal(err)
-		}
+		require.NoError(t, err)
 		got := map[string][2]string{}
 		for _, rule := range rules {
 			got[rule.GetString("pattern")] = [2]string{rule.GetString("subscribeRule"), rule.GetString("publishRule")}
 		}
-		want := map[string][2]string{
+		require.Equal(t, map[string][2]string{
 			"announcements": {`""`, `null`},
 			"room/{id}":     {`"members.id ?= @request.auth.id"`, `"members.id ?= @request.auth.id"`},
 			"user/{id}":     {`"@request.auth.id != \"\" && @request.auth.collectionName = \"users\" && @topic.id = @request.auth.id"`, `null`},
-		}
-		if len(got) != len(want) {
-			t.Errorf("the topics are %v", got)
-		}
-		for pattern, rules := range want {
-			if got[pattern] != rules {
-				t.Errorf("%s: got %v, want %v", pattern, got[pattern], rules)
-			}
-		}
+		}, got)
 
 		superusers, err := app.CountRecords(core.CollectionNameSuperusers)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if superusers != 0 {
-			t.Errorf("%d superusers were seeded", superusers)
-		}
+		require.NoError(t, err)
+		require.Zero(t, superusers)
 	}
 
 	check()
 
 	// a second run, now with the plugin's validation, leaves everything as it is
-	if err := seed(app); err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, seed(app))
 	check()
 
 	// the seeded rules are valid
 	rules, err := app.FindAllRecords(migrations.CollectionID)
-	if err != nil {
-		t.Fatal(err)
-	}
+	require.NoError(t, err)
 	for _, rule := range rules {
-		if err := app.Validate(rule); err != nil {
-			t.Errorf("%s: %v", rule.GetString("pattern"), err)
-		}
+		require.NoError(t, app.Validate(rule), rule.GetString("pattern"))
 	}
 }
 
@@ -120,6 +109,10 @@ func TestRoutes(t *testing.T) {
 			ExpectedStatus: http.StatusUnauthorized, ExpectedContent: []string{`"status":401`},
 		},
 		{
+			Name: "a guest does not remove", Method: http.MethodPost, URL: "/api/rooms/" + lobbyID + "/remove",
+			ExpectedStatus: http.StatusUnauthorized, ExpectedContent: []string{`"status":401`},
+		},
+		{
 			Name: "a guest does not leave", Method: http.MethodPost, URL: "/api/rooms/" + lobbyID + "/leave",
 			ExpectedStatus: http.StatusUnauthorized, ExpectedContent: []string{`"status":401`},
 		},
@@ -127,4 +120,81 @@ func TestRoutes(t *testing.T) {
 		scenario.TestAppFactory = newApp
 		scenario.Test(t)
 	}
+}
+
+// newRouter answers requests to the app.
+func newRouter(t testing.TB, app core.App) http.Handler {
+	t.Helper()
+
+	router, err := apis.NewRouter(app)
+	require.NoError(t, err)
+
+	var mux http.Handler
+	require.NoError(t, app.OnServe().Trigger(&core.ServeEvent{App: app, Router: router}, func(e *core.ServeEvent) error {
+		mux, err = e.Router.BuildMux()
+		return err
+	}))
+
+	return mux
+}
+
+func TestMembers(t *testing.T) {
+	app := newApp(t)
+	defer app.Cleanup()
+	router := newRouter(t, app)
+
+	type accounts map[string]*core.Record
+	all := accounts{}
+	for _, name := range []string{"ann", "bob", "eve"} {
+		all[name] = findAccount(t, app, name)
+	}
+
+	post := func(by, action, body string) int {
+		t.Helper()
+
+		token, err := all[by].NewAuthToken()
+		require.NoError(t, err)
+		request := httptest.NewRequest(http.MethodPost, "/api/rooms/"+action, strings.NewReader(body))
+		request.Header.Set("Authorization", token)
+		request.Header.Set("Content-Type", "application/json")
+		response := httptest.NewRecorder()
+		router.ServeHTTP(response, request)
+
+		return response.Code
+	}
+	remove := func(by, whom string) int {
+		t.Helper()
+		return post(by, lobbyID+"/remove", `{"user":"`+all[whom].Id+`"}`)
+	}
+
+	// refused, and nothing changes
+	require.Equal(t, http.StatusNotFound, remove("eve", "bob"), "not a member")
+	require.Equal(t, http.StatusNotFound, remove("eve", "ann"), "not a member")
+	require.Equal(t, http.StatusBadRequest, remove("ann", "ann"), "that is leaving")
+	require.Equal(t, http.StatusNotFound, remove("ann", "eve"), "not a member")
+	require.Equal(t, http.StatusNotFound, post("ann", lobbyID+"/remove", `{}`))
+	require.Equal(t, http.StatusBadRequest, post("ann", lobbyID+"/remove", `{"user":[]}`))
+	require.Equal(t, http.StatusNotFound, post("ann", "nosuchroom00000/remove", `{"user":"`+all["bob"].Id+`"}`))
+	require.Equal(t, "ann and bob", memberNames(t, app))
+
+	// in a transaction: what fails later undoes it
+	var transactional bool
+	fail := app.OnRecordUpdateExecute(roomsCollection).BindFunc(func(e *core.RecordEvent) error {
+		transactional = e.App.IsTransactional()
+		return errors.Join(e.Next(), errors.New("too late"))
+	})
+	require.Equal(t, http.StatusBadRequest, remove("ann", "bob"))
+	require.True(t, transactional)
+	require.Equal(t, "ann and bob", memberNames(t, app))
+	app.OnRecordUpdateExecute(roomsCollection).Unbind(fail)
+
+	// each member may, also whoever was added only now
+	require.Equal(t, http.StatusNoContent, remove("ann", "bob"))
+	require.Equal(t, "ann", memberNames(t, app))
+	require.Equal(t, http.StatusNotFound, remove("ann", "bob"), "twice")
+	require.Equal(t, http.StatusNotFound, remove("bob", "ann"), "not a member any more")
+	require.Equal(t, http.StatusBadRequest, post("ann", lobbyID+"/leave", ""), "the last member")
+	require.Equal(t, http.StatusNoContent, post("ann", lobbyID+"/invite", `{"email":"eve@example.com"}`))
+	require.Equal(t, http.StatusNoContent, remove("eve", "ann"))
+	require.Equal(t, "eve", memberNames(t, app))
 }

@@ -13,7 +13,8 @@ import (
 // shows it in a transaction.
 func bindNotify(app core.App) {
 	app.OnRecordAfterUpdateSuccess(roomsCollection).BindFunc(func(e *core.RecordEvent) error {
-		notifyRoomChange(e.App, e.Record)
+		remover, _ := e.Context.Value(removerKey{}).(string)
+		notifyRoomChange(e.App, e.Record, remover)
 
 		return e.Next()
 	})
@@ -24,8 +25,9 @@ func bindNotify(app core.App) {
 }
 
 // notifyRoomChange tells a room what was changed about it, no matter whether a
-// route, the dashboard or other Go code did.
-func notifyRoomChange(app core.App, room *core.Record) {
+// route, the dashboard or other Go code did. remover is the name of the member
+// who removed another one, if it was so.
+func notifyRoomChange(app core.App, room *core.Record, remover string) {
 	var changes []string
 
 	if name := room.GetString("name"); name != room.Original().GetString("name") {
@@ -38,7 +40,11 @@ func notifyRoomChange(app core.App, room *core.Record) {
 		changes = append(changes, names+" joined")
 	}
 	if names := namesOf(app, without(before, after)); names != "" {
-		changes = append(changes, names+" left")
+		if remover != "" {
+			changes = append(changes, remover+" removed "+names)
+		} else {
+			changes = append(changes, names+" left")
+		}
 	}
 
 	if len(changes) == 0 {

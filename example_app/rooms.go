@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net/http"
 	"slices"
 
@@ -9,12 +10,13 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 )
 
-// bindRooms adds the two things a member may do to a room.
+// bindRooms adds what a member may do to a room.
 func bindRooms(app core.App) {
 	app.OnServe().BindFunc(func(se *core.ServeEvent) error {
 		group := se.Router.Group("/api/rooms/{id}")
 		group.Bind(apis.RequireAuth(usersCollection))
 		group.POST("/invite", inviteToRoom)
+		group.POST("/remove", removeFromRoom)
 		group.POST("/leave", leaveRoom)
 
 		return se.Next()
@@ -30,12 +32,7 @@ func inviteToRoom(e *core.RequestEvent) error {
 		return e.BadRequestError("", err)
 	}
 
-	err := e.App.RunInTransaction(func(txApp core.App) error {
-		room, err := findOwnRoom(txApp, e)
-		if err != nil {
-			return err
-		}
-
+	return changeOwnRoom(e, func(txApp core.App, room *core.Record) error {
 		invited, err := txApp.FindAuthRecordByEmail(usersCollection, body.Email)
 		if err != nil {
 			return e.NotFoundError("There is no account with this e-mail.", err)
@@ -58,19 +55,40 @@ func inviteToRoom(e *core.RequestEvent) error {
 
 		return txApp.Save(room)
 	})
-	if err != nil {
-		return err
+}
+
+// removerKey is the key of a context with the name of who removes a member.
+type removerKey struct{}
+
+// removeFromRoom ends the membership of another account. Nobody has to tell it:
+// the topic's rule no longer holds, so its subscription ends with the commit,
+// with a notice.
+func removeFromRoom(e *core.RequestEvent) error {
+	var body struct {
+		User string `json:"user"`
+	}
+	if err := e.BindBody(&body); err != nil {
+		return e.BadRequestError("", err)
+	}
+	if body.User == e.Auth.Id {
+		return e.BadRequestError("To remove yourself, leave the room.", nil)
 	}
 
-	return e.NoContent(http.StatusNoContent)
+	return changeOwnRoom(e, func(txApp core.App, room *core.Record) error {
+		if !slices.Contains(room.GetStringSlice("members"), body.User) {
+			return e.NotFoundError("There is no such member.", nil)
+		}
+
+		room.Set("members-", body.User)
+
+		remover := context.WithValue(e.Request.Context(), removerKey{}, e.Auth.GetString("name"))
+
+		return txApp.SaveWithContext(remover, room)
+	})
 }
 
 func leaveRoom(e *core.RequestEvent) error {
-	err := e.App.RunInTransaction(func(txApp core.App) error {
-		room, err := findOwnRoom(txApp, e)
-		if err != nil {
-			return err
-		}
+	return changeOwnRoom(e, func(txApp core.App, room *core.Record) error {
 		if len(room.GetStringSlice("members")) == 1 {
 			return e.BadRequestError("The last member cannot leave.", nil)
 		}
@@ -79,19 +97,22 @@ func leaveRoom(e *core.RequestEvent) error {
 
 		return txApp.Save(room)
 	})
+}
+
+// changeOwnRoom runs change in a transaction with the room of the request's
+// path, if the caller is a member of it.
+func changeOwnRoom(e *core.RequestEvent, change func(txApp core.App, room *core.Record) error) error {
+	err := e.App.RunInTransaction(func(txApp core.App) error {
+		room, err := txApp.FindRecordById(roomsCollection, e.Request.PathValue("id"))
+		if err != nil || !slices.Contains(room.GetStringSlice("members"), e.Auth.Id) {
+			return e.NotFoundError("", err)
+		}
+
+		return change(txApp, room)
+	})
 	if err != nil {
 		return err
 	}
 
 	return e.NoContent(http.StatusNoContent)
-}
-
-// findOwnRoom returns the room of the request's path, if the caller is a member.
-func findOwnRoom(app core.App, e *core.RequestEvent) (*core.Record, error) {
-	room, err := app.FindRecordById(roomsCollection, e.Request.PathValue("id"))
-	if err != nil || !slices.Contains(room.GetStringSlice("members"), e.Auth.Id) {
-		return nil, e.NotFoundError("", err)
-	}
-
-	return room, nil
 }

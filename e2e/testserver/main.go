@@ -1,12 +1,15 @@
 // Command testserver is only for the tests in this folder; it is not an
-// example. Anyone who reaches it can send anything to any topic: the harness
-// starts it on 127.0.0.1, with an empty data directory.
+// example. Anyone who reaches it can send anything to any topic and run any
+// SQL: the harness starts it on 127.0.0.1, with an empty data directory.
 package main
 
 import (
 	"encoding/json"
+	"errors"
 	"log"
 	"net/http"
+	"os"
+	"path/filepath"
 
 	"github.com/pbtopics/topics"
 	"github.com/pocketbase/pocketbase"
@@ -17,16 +20,29 @@ import (
 const signedIn = `@request.auth.id != ""`
 
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == "sql" {
+		if err := execute(os.Args[2], os.Args[3]); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
+
 	app := pocketbase.New()
 
-	topics.MustRegister(app, topics.Config{
+	config := topics.Config{
 		Topics: []topics.Topic{
 			{Pattern: "example", SubscribeRule: types.Pointer(""), PublishRule: types.Pointer("")},
 			{Pattern: "open/{name}", SubscribeRule: types.Pointer(""), PublishRule: types.Pointer("")},
 			{Pattern: "members/{name}", SubscribeRule: types.Pointer(signedIn), PublishRule: types.Pointer(signedIn)},
 			{Pattern: "staff"}, // null rules: superusers only
 		},
-	})
+	}
+	app.RootCmd.PersistentFlags().DurationVar(&config.SweepInterval, "sweep", 0, "topics.Config.SweepInterval, -1ns for never")
+	if err := app.RootCmd.ParseFlags(os.Args[1:]); err != nil {
+		log.Fatal(err)
+	}
+
+	topics.MustRegister(app, config)
 
 	app.OnServe().BindFunc(func(se *core.ServeEvent) error {
 		if err := seed(se.App); err != nil {
@@ -34,6 +50,8 @@ func main() {
 		}
 
 		se.Router.POST("/test/notify", notify)
+		se.Router.POST("/test/transaction", transaction)
+		se.Router.POST("/test/sql", rawSQL)
 
 		return se.Next()
 	})
@@ -43,17 +61,87 @@ func main() {
 	}
 }
 
-// notify passes the body's data, byte for byte as it came, to topics.Notify.
+// execute runs a statement on the database of a data directory, as a program
+// that is not PocketBase does.
+func execute(dir, statement string) error {
+	db, err := core.DefaultDBConnect(filepath.Join(dir, "data.db"))
+	if err != nil {
+		return err
+	}
+
+	_, err = db.NewQuery(statement).Execute()
+
+	return errors.Join(err, db.Close())
+}
+
+// message is passed byte for byte as it came to topics.Notify.
+type message struct {
+	Topic string          `json:"topic"`
+	Data  json.RawMessage `json:"data"`
+}
+
 func notify(e *core.RequestEvent) error {
+	var body message
+	if err := json.NewDecoder(e.Request.Body).Decode(&body); err != nil {
+		return e.BadRequestError("", err)
+	}
+
+	return answer(e, topics.Notify(e.App, body.Topic, body.Data))
+}
+
+// transaction deletes a record in a Go transaction, says something outside of
+// it while it is open, and rolls it back if asked.
+func transaction(e *core.RequestEvent) error {
 	var body struct {
-		Topic string          `json:"topic"`
-		Data  json.RawMessage `json:"data"`
+		Collection string  `json:"collection"`
+		ID         string  `json:"id"`
+		Meanwhile  message `json:"meanwhile"`
+		Rollback   bool    `json:"rollback"`
 	}
 	if err := json.NewDecoder(e.Request.Body).Decode(&body); err != nil {
 		return e.BadRequestError("", err)
 	}
 
-	if err := topics.Notify(e.App, body.Topic, body.Data); err != nil {
+	rollback := errors.New("asked for")
+	err := e.App.RunInTransaction(func(txApp core.App) error {
+		record, err := txApp.FindRecordById(body.Collection, body.ID)
+		if err != nil {
+			return err
+		}
+		if err := txApp.Delete(record); err != nil {
+			return err
+		}
+		if err := topics.Notify(e.App, body.Meanwhile.Topic, body.Meanwhile.Data); err != nil {
+			return err
+		}
+		if body.Rollback {
+			return rollback
+		}
+		return nil
+	})
+	if errors.Is(err, rollback) {
+		err = nil
+	}
+
+	return answer(e, err)
+}
+
+// rawSQL runs a statement past the app's hooks.
+func rawSQL(e *core.RequestEvent) error {
+	var body struct {
+		Statement string `json:"statement"`
+	}
+	if err := json.NewDecoder(e.Request.Body).Decode(&body); err != nil {
+		return e.BadRequestError("", err)
+	}
+
+	_, err := e.App.DB().NewQuery(body.Statement).Execute()
+
+	return answer(e, err)
+}
+
+func answer(e *core.RequestEvent, err error) error {
+	if err != nil {
 		return e.JSON(http.StatusInternalServerError, map[string]string{"error": err.Error()})
 	}
 

@@ -5,6 +5,14 @@ const ROOM_TOPIC = "room/" + ROOM;
 const PASSWORD = "topics-demo";
 const MAX_LINES = 200;
 
+// The demo accounts' e-mails by their names.
+const DEMO = Object.fromEntries(
+  [...document.querySelectorAll("[data-email]")].map(({ dataset: { email } }) => [
+    email.split("@")[0],
+    email,
+  ]),
+);
+
 // Each tab has its own sign-in, so that ann and bob fit in one browser.
 const authStore = new BaseAuthStore();
 const saved = JSON.parse(sessionStorage.getItem("auth") ?? "{}");
@@ -31,6 +39,7 @@ function showConnection(state, text) {
 
 function onConnect() {
   showConnection("connected", "connected");
+  refused = null; // what is refused on this connection is told anew
 
   if (wasConnected && pb.authStore.isValid) {
     addLine(el("messages"), "system", "Reconnected. Messages sent meanwhile are missing here.");
@@ -123,10 +132,8 @@ async function signOut() {
   pb.authStore.clear();
 
   refused = null;
-  el("messages").replaceChildren();
-  for (const id of ["send-error", "invite-result", "members", "login-error"]) {
-    el(id).textContent = "";
-  }
+  for (const id of ["messages", "members", "others"]) el(id).replaceChildren();
+  for (const id of ["send-error", "people-result", "login-error"]) el(id).textContent = "";
   el("personal").hidden = true;
   el("no-messages").hidden = false;
   el("send-form").reset();
@@ -138,6 +145,11 @@ async function signOut() {
   el("login-ann").focus();
 }
 
+async function endSession({ message, code }) {
+  await signOut();
+  el("login-error").textContent = `${message} (${code})`;
+}
+
 function setBusy(busy) {
   for (const button of document.querySelectorAll("[data-email]")) button.disabled = busy;
 }
@@ -145,12 +157,14 @@ function setBusy(busy) {
 // ---------------------------------------------------------------------- room
 
 let refused = null; // the server's notice, while there is one
+let leaving = false; // by the button: the notice that follows is no surprise
+let refreshes = 0;
 
+// joinRoom also comes back to a room: a key stays subscribed in the SDK when it
+// is refused or revoked, and would not be sent again.
 async function joinRoom() {
-  refused = null;
-
-  // A key that is subscribed already would not be sent again.
   await pb.realtime.unsubscribe(ROOM_TOPIC);
+  refused = null;
   await pb.realtime.subscribe(ROOM_TOPIC, onRoomMessage);
 
   await refreshRoom();
@@ -179,34 +193,45 @@ function onRoomMessage(message) {
 
 function onNotice(notice) {
   if (notice.type === "denied" || notice.type === "revoked") {
-    refused = notice;
+    refused = { ...notice, title: titleOf(notice) };
+    leaving = false;
+    el("personal").hidden = true;
     refreshRoom();
   } else {
     addLine(el("messages"), "system", notice.message);
   }
 }
 
+function titleOf({ type }) {
+  if (type === "denied") return "You cannot read this room";
+  return leaving ? "You left the room" : "You were removed";
+}
+
 // refreshRoom shows the room as the server lets this user see it.
 async function refreshRoom() {
+  const refresh = ++refreshes;
+  const outdated = () => refresh !== refreshes || !pb.authStore.isValid;
+
   try {
     const access = await pb.send("/api/topics/access", { query: { topic: ROOM_TOPIC } });
-    if (!pb.authStore.isValid) return; // signed out meanwhile
+    if (outdated()) return;
     showAccess(access);
 
     if (!access.subscribe.allowed) return;
 
     const room = await pb.collection("rooms").getOne(ROOM, { expand: "members" });
-    const names = (room.expand?.members ?? []).map((member) => member.name);
+    if (outdated()) return;
     el("room-name").textContent = room.name;
-    el("members").textContent = "Members: " + names.sort().join(", ");
+    showPeople(room.expand?.members ?? []);
   } catch (error) {
-    if (pb.authStore.isValid) el("send-error").textContent = explain(error);
+    if (!outdated()) el("send-error").textContent = explain(error);
   }
 }
 
 function showAccess({ topic, subscribe, publish }) {
   showRoom(refused || !subscribe.allowed ? "refused" : "open");
 
+  el("refusal-title").textContent = refused?.title ?? titleOf({ type: "denied" });
   el("refusal-topic").textContent = refused?.topic ?? topic;
   el("refusal-code").textContent = refused?.code ?? subscribe.code ?? "";
   el("refusal-message").textContent = refused?.message ?? subscribe.message ?? "";
@@ -218,14 +243,78 @@ function showRoom(state) {
   el("room").dataset.state = state;
   el("refusal").hidden = state !== "refused";
   el("leave").hidden = state !== "open";
-  el("invite-form").hidden = state !== "open";
+  el("people").hidden = state !== "open";
   el("messages").hidden = state === "refused";
   el("no-messages").hidden = state === "refused" || el("messages").children.length > 0;
 
-  if (state === "refused") {
-    el("room-name").textContent = "The room";
-    el("members").textContent = "";
+  if (state === "refused") el("room-name").textContent = "The room";
+}
+
+// showPeople lists the members, and the demo accounts that are not. Others can
+// be invited by e-mail, which members are not shown.
+function showPeople(members) {
+  const focused = document.activeElement.dataset.name;
+  const me = pb.authStore.record.id;
+  const names = members.map(({ name }) => name);
+  const others = Object.keys(DEMO).filter((name) => !names.includes(name));
+  members.sort((a, b) => a.name.localeCompare(b.name));
+
+  el("members").replaceChildren(
+    ...members.map(({ id, name }) =>
+      id === me ? person(name + " (you)") : person(name, "Remove", () => removeMember(id, name)),
+    ),
+  );
+  el("others").replaceChildren(
+    ...others.map((name) => person(name, "Add", () => addMember(DEMO[name], name))),
+  );
+  el("others-box").hidden = others.length === 0;
+
+  // whoever works with the keyboard stays at the person
+  if (focused) document.querySelector(`#people [data-name="${CSS.escape(focused)}"]`)?.focus();
+}
+
+// person is a line of a list, with a button if there is something to do.
+function person(name, verb, action) {
+  const line = document.createElement("li");
+  const label = document.createElement("span");
+  label.textContent = name;
+  line.append(label);
+
+  if (verb) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "quiet";
+    button.dataset.name = name;
+    button.textContent = verb;
+    button.ariaLabel = `${verb} ${name}`;
+    button.addEventListener("click", () => act(button, action));
+    line.append(button);
   }
+
+  return line;
+}
+
+// act runs what a person's button is for, once, and shows what came of it.
+async function act(button, action) {
+  if (button.ariaDisabled) return;
+  button.ariaDisabled = "true"; // disabled, it would lose the focus
+
+  try {
+    el("people-result").textContent = await action();
+  } catch (error) {
+    el("people-result").textContent = explain(error);
+  }
+  await refreshRoom();
+}
+
+async function removeMember(user, name) {
+  await pb.send(`/api/rooms/${ROOM}/remove`, { method: "POST", body: { user } });
+  return name + " was removed.";
+}
+
+async function addMember(email, name = email) {
+  await pb.send(`/api/rooms/${ROOM}/invite`, { method: "POST", body: { email } });
+  return name + " is a member now.";
 }
 
 async function send(text) {
@@ -245,7 +334,12 @@ function onAnnouncement(message) {
 }
 
 function onPersonal(message) {
-  if (message["@topics"]) return;
+  const notice = message["@topics"];
+  if (notice) {
+    // one's own topic is lost with the sign-in, e.g. when the password changes
+    if (notice.type === "revoked") endSession(notice);
+    return;
+  }
 
   el("personal").textContent = message.text;
   el("personal").hidden = false;
@@ -324,20 +418,16 @@ el("logout").addEventListener("click", signOut);
 el("retry").addEventListener("click", joinRoom);
 
 el("leave").addEventListener("click", async () => {
+  leaving = true;
   try {
     await pb.send(`/api/rooms/${ROOM}/leave`, { method: "POST" });
-    el("personal").hidden = true;
-    await joinRoom();
   } catch (error) {
+    leaving = false;
     el("send-error").textContent = explain(error);
   }
 });
 
 onSubmit("send-form", "text", "send-error", send);
-
-onSubmit("invite-form", "invite-email", "invite-result", async (email) => {
-  await pb.send(`/api/rooms/${ROOM}/invite`, { method: "POST", body: { email } });
-  return email + " is a member now.";
-});
+onSubmit("invite-form", "invite-email", "people-result", (email) => addMember(email));
 
 start();
