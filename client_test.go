@@ -32,7 +32,7 @@ func (s *server) connectStalled() *stalledStream {
 	require.NoError(s.t, err)
 	s.t.Cleanup(func() { _ = conn.Close() })
 	require.NoError(s.t, conn.(*net.TCPConn).SetReadBuffer(4096))
-	_, err = fmt.Fprintf(conn, "GET /api/realtime HTTP/1.1\r\nHost: topics\r\n\r\n")
+	_, err = fmt.Fprint(conn, "GET /api/realtime HTTP/1.1\r\nHost: topics\r\n\r\n")
 	require.NoError(s.t, err)
 
 	buf := make([]byte, 4096)

@@ -17,10 +17,13 @@ import (
 
 const (
 	// clockTTL is how long a decision counts whose rule asks for the time.
-	clockTTL = time.Second
+	clockTTL = 100 * time.Millisecond
 
-	// clockTick is how often ended decisions are looked for.
-	clockTick = 250 * time.Millisecond
+	// clockTick is how often ended decisions are looked for, and clockPause
+	// how long one is left alone where nobody publishes: together well below
+	// the second in which a subscriber is told.
+	clockTick  = 250 * time.Millisecond
+	clockPause = 500 * time.Millisecond
 
 	// settle is the pause before touched grants are decided anew, so that a
 	// burst of writes costs one decision.
@@ -232,15 +235,7 @@ func (gs *grants) touch(touched []*grant) {
 	for _, g := range touched {
 		g.marked.Add(1)
 	}
-
-	gs.mu.Lock()
-	for _, g := range touched {
-		if g.refs > 0 {
-			gs.dirty[g] = struct{}{}
-		}
-	}
-	gs.mu.Unlock()
-	gs.signal()
+	gs.markDirty(touched...)
 }
 
 // touchAll makes all grants stale: rules or collections have changed.
@@ -255,11 +250,13 @@ func (gs *grants) list() []*grant {
 	return slices.Collect(maps.Values(gs.all))
 }
 
-// markDirty asks for a new decision soon.
-func (gs *grants) markDirty(g *grant) {
+// markDirty asks for new decisions soon.
+func (gs *grants) markDirty(list ...*grant) {
 	gs.mu.Lock()
-	if g.refs > 0 {
-		gs.dirty[g] = struct{}{}
+	for _, g := range list {
+		if g.refs > 0 {
+			gs.dirty[g] = struct{}{}
+		}
 	}
 	gs.mu.Unlock()
 	gs.signal()
@@ -321,7 +318,8 @@ func (gs *grants) ended(now time.Time) []*grant {
 
 	var list []*grant
 	for _, g := range gs.all {
-		if now.UnixNano() >= g.until.Load() && len(g.holders) > 0 {
+		past := now.UnixNano() >= g.until.Load() && now.UnixNano()-g.decided.Load() >= int64(clockPause)
+		if past && len(g.holders) > 0 {
 			list = append(list, g)
 		}
 	}

@@ -167,7 +167,7 @@ func serve(t testing.TB, app *tests.TestApp) *server {
 		// as a process does it: the server ends first, then the app
 		require.NoError(t, app.OnTerminate().Trigger(&core.TerminateEvent{App: app}))
 		_ = listener.Close()
-		<-stopped
+		require.NoError(t, <-stopped)
 		s.http.CloseIdleConnections()
 	})
 

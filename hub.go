@@ -2,6 +2,7 @@ package topics
 
 import (
 	"hash/maphash"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -156,19 +157,22 @@ func (h *hub) stale(topic string, limit int) []*grant {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
-	var found []*grant
+	var found map[*grant]struct{}
 	for _, group := range shard.topics[topic] {
 		for _, s := range group.subscribers {
-			if s.grant == nil || s.grant.fresh(now) || slices.Contains(found, s.grant) {
+			if s.grant == nil || s.grant.fresh(now) {
 				continue
 			}
-			found = append(found, s.grant)
-			if len(found) == limit {
-				return found
+			if found == nil {
+				found = map[*grant]struct{}{}
+			}
+			found[s.grant] = struct{}{}
+			if len(found) >= limit {
+				return slices.Collect(maps.Keys(found))
 			}
 		}
 	}
-	return found
+	return slices.Collect(maps.Keys(found))
 }
 
 // publish queues the message for every subscriber of its topic and for the

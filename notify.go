@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"unicode/utf8"
 
 	"github.com/pocketbase/dbx"
@@ -165,6 +166,8 @@ func (p *Plugin) deliver(m Message) {
 		for _, g := range stale {
 			p.grants.decideAgain(g)
 		}
+	} else {
+		p.grants.markDirty(p.hub.stale(m.Topic, math.MaxInt)...)
 	}
 
 	for _, c := range p.hub.publish(m, p.foreign) {

@@ -30,11 +30,17 @@ func TestExactlyTheMarshalledJSONArrives(t *testing.T) {
 	c.mustSubscribe("", "example", withOptions)
 
 	for _, data := range []any{
-		map[string]any{"test": 123}, nil, 0, false, "", "line\nbreak\r", []int{}, "<b>&ünïcode\u2028</b>",
+		map[string]any{"test": 123},
+		nil, 0, false, "", "line\nbreak\r",
+		[]int{},
+		"<b>&ünïcode\u2028</b>",
 		json.RawMessage("{ \"b\" : 1,\n\t\"a\" : 12345678901234567890 }"),
 		struct {
 			Topics int `json:"topics"`
-		}{1}, map[string]any{"deep": map[string]any{"@topics": 1}}, []any{"@topics"}, `"@topics"`,
+		}{1},
+		map[string]any{"deep": map[string]any{"@topics": 1}},
+		[]any{"@topics"},
+		`"@topics"`,
 	} {
 		want, err := json.Marshal(data)
 		require.NoError(t, err)

@@ -163,14 +163,14 @@ func (a *analysis) condition(e fexpr.Expr) *leaf {
 	l := new(leaf)
 
 	left, right := a.operand(e.Left), a.operand(e.Right)
-	any := strings.HasPrefix(string(e.Op), "?")
+	anyRow := strings.HasPrefix(string(e.Op), "?")
 	equals := e.Op == fexpr.SignEq || e.Op == fexpr.SignAnyEq
 
 	for _, side := range []struct{ column, other operand }{{left, right}, {right, left}} {
 		for _, c := range side.column.columns {
 			for _, al := range c.path {
 				al.leaves = append(al.leaves, l)
-				if c.many && !any {
+				if c.many && !anyRow {
 					al.allRows = true
 				}
 			}

@@ -127,8 +127,10 @@ func TestPublishIsRateLimited(t *testing.T) {
 		c.mustSubscribe("", "open")
 
 		four, err := json.Marshal(map[string]any{"messages": []any{
-			map[string]any{"topic": "open", "data": 1}, map[string]any{"topic": "open", "data": 2},
-			map[string]any{"topic": "open", "data": 3}, map[string]any{"topic": "open", "data": 4},
+			map[string]any{"topic": "open", "data": 1},
+			map[string]any{"topic": "open", "data": 2},
+			map[string]any{"topic": "open", "data": 3},
+			map[string]any{"topic": "open", "data": 4},
 		}})
 		require.NoError(t, err)
 		require.Equal(t, 429, s.publish("", string(four)).status)
