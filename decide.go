@@ -85,7 +85,8 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 		o.until = auth.expires
 	}
 	if r.clock {
-		o.until = min(o.until, now.Add(clockTTL).UnixNano())
+		// from now, not from before a slow query: it has to count for something
+		o.until = min(o.until, time.Now().Add(clockTTL).UnixNano())
 	}
 	return o
 }

@@ -278,8 +278,8 @@ func (fc *foreignClients) close(ctx context.Context) {
 	}
 }
 
-// foreignHold is a subscription of a foreign client that an HTTP request made,
-// so that a rule guards it.
+// foreignHold is a subscription of a foreign client that an HTTP request made.
+// A rule guards it, or without a grant PocketBase: then nothing is sent.
 type foreignHold struct {
 	fc     *foreignClients
 	client subscriptions.Client
@@ -290,11 +290,14 @@ type foreignHold struct {
 var _ holder = (*foreignHold)(nil)
 
 // setGrants replaces what a foreign client holds.
-func (fc *foreignClients) setGrants(c subscriptions.Client, granted map[string]*grant) {
-	fresh := make(map[string]*foreignHold, len(granted))
-	for key, g := range granted {
+func (fc *foreignClients) setGrants(c subscriptions.Client, keys []string, granted map[string]*grant) {
+	fresh := make(map[string]*foreignHold, len(keys))
+	for _, key := range keys {
+		g := granted[key]
 		fresh[key] = &foreignHold{fc: fc, client: c, key: key, grant: g}
-		fc.grants.hold(g, fresh[key])
+		if g != nil {
+			fc.grants.hold(g, fresh[key])
+		}
 	}
 
 	fc.mu.Lock()
@@ -307,7 +310,9 @@ func (fc *foreignClients) setGrants(c subscriptions.Client, granted map[string]*
 	fc.mu.Unlock()
 
 	for _, h := range old {
-		fc.grants.drop(h.grant, h)
+		if h.grant != nil {
+			fc.grants.drop(h.grant, h)
+		}
 	}
 }
 
@@ -318,13 +323,13 @@ func (fc *foreignClients) mayReceive(clientID, key string) bool {
 	h := fc.holds[clientID][key]
 	fc.mu.Unlock()
 
-	return h == nil || fc.grants.decideFor(h.grant) == nil
+	return h == nil || h.grant != nil && fc.grants.decideFor(h.grant) == nil
 }
 
 // resume implements [holder]. Nothing is held back: see mayReceive.
 func (h *foreignHold) resume(*grant) {
 	if h.client.IsDiscarded() {
-		h.fc.setGrants(h.client, nil)
+		h.fc.setGrants(h.client, nil, nil)
 	}
 }
 

@@ -62,6 +62,8 @@ type grant struct {
 	decided atomic.Int64
 	until   atomic.Int64
 
+	storing sync.Mutex // of a decision: valid and until belong together
+
 	// guarded by grants.mu
 	refs    int
 	holders map[holder]struct{}
@@ -137,6 +139,9 @@ func (gs *grants) close() {
 	gs.start.Do(func() {}) // it is not started any more
 	gs.running.Wait()
 }
+
+// touched reports whether something has touched the grant since it let in.
+func (g *grant) touched() bool { return g.valid.Load() != g.marked.Load() }
 
 // denies reports whether a denial that was decided when the grant was marked
 // like this still counts.
@@ -359,7 +364,7 @@ func (gs *grants) decideAgain(g *grant) {
 		}
 	}
 
-	if o.denial == nil && !g.fresh(time.Now().UnixNano()) {
+	if o.denial == nil && g.touched() {
 		gs.markDirty(g)
 	}
 }
@@ -384,9 +389,13 @@ func (gs *grants) decideNow(g *grant) (o outcome, marked uint64) {
 		return o, marked
 	}
 
-	g.decided.Store(time.Now().UnixNano())
-	g.until.Store(o.until)
-	g.valid.Store(marked)
+	g.storing.Lock()
+	defer g.storing.Unlock()
+	if g.marked.Load() == marked { // else a newer decision may have stored already
+		g.decided.Store(time.Now().UnixNano())
+		g.until.Store(o.until)
+		g.valid.Store(marked)
+	}
 	return o, marked
 }
 

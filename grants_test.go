@@ -153,7 +153,7 @@ func TestDecisionInFlightWhileTheCommitHappens(t *testing.T) {
 	})
 }
 
-// A commit between the decision to let somebody in and the moment he is in.
+// A commit between the decision to let somebody in and the moment they are in.
 func TestSubscribeInFlightWhileTheCommitHappens(t *testing.T) {
 	for _, publish := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) { subscribeInFlight(t, publish) })
@@ -327,5 +327,27 @@ func TestRevocationWaitsForTheTurn(t *testing.T) {
 		c.endTurn()
 		time.Sleep(time.Second)
 		require.Equal(t, []string{revokedNotice}, c.received())
+	})
+}
+
+// A rule that asks for the time and takes longer than its decision counts.
+func TestASlowClockRuleDelivers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t, false)
+		defer b.close()
+		decisions := 0
+		b.p.grants.decide = func(*grant) outcome {
+			time.Sleep(2 * clockTTL)
+			decisions++
+			return outcome{until: time.Now().Add(clockTTL).UnixNano()}
+		}
+		c := b.client()
+		b.subscribe(c, "a")
+		for range 5 {
+			b.publish("1")
+			time.Sleep(2 * time.Second)
+		}
+		require.Len(t, c.received(), 5)
+		require.Less(t, decisions, 30, "in 10 seconds")
 	})
 }

@@ -36,17 +36,10 @@ func (p *Plugin) bindHooks(app core.App) {
 	app.OnRecordAfterCreateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleCreated", Func: p.onRuleSaved})
 	app.OnRecordAfterUpdateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleUpdated", Func: p.onRuleSaved})
 
-	// writes, as close to the database as possible; then, once the commit is
-	// certain, before anybody else can publish
+	// writes, as close to the database as possible
 	app.OnModelCreateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsCreate", Func: p.onWrite, Priority: last})
 	app.OnModelUpdateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsUpdate", Func: p.onWrite, Priority: last})
 	app.OnModelDeleteExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsDelete", Func: p.onWrite, Priority: last})
-	app.OnModelAfterCreateSuccess().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsCreated", Func: p.onWritten, Priority: first})
-	app.OnModelAfterUpdateSuccess().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsUpdated", Func: p.onWritten, Priority: first})
-	app.OnModelAfterDeleteSuccess().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsDeleted", Func: p.onWritten, Priority: first})
-	app.OnModelAfterCreateError().Bind(&hook.Handler[*core.ModelErrorEvent]{Id: "topicsNotCreated", Func: p.onNotWritten, Priority: first})
-	app.OnModelAfterUpdateError().Bind(&hook.Handler[*core.ModelErrorEvent]{Id: "topicsNotUpdated", Func: p.onNotWritten, Priority: first})
-	app.OnModelAfterDeleteError().Bind(&hook.Handler[*core.ModelErrorEvent]{Id: "topicsNotDeleted", Func: p.onNotWritten, Priority: first})
 
 	// a collection that appears, is renamed or goes changes what rules mean
 	app.OnCollectionAfterCreateSuccess().Bind(&hook.Handler[*core.CollectionEvent]{Id: "topicsCollectionCreated", Func: p.onCollectionChanged, Priority: first})
@@ -134,31 +127,19 @@ func (p *Plugin) rulesChanged() {
 
 func (p *Plugin) onWrite(e *core.ModelEvent) error {
 	c := collectionOf(e.App, e.Model)
-	if c == nil {
-		return e.Next()
-	}
-	fields, watched := p.grants.watches.fieldsOf(c.Id)
-	if !watched {
-		return e.Next()
+	var fields []string
+	if c != nil {
+		fields = p.grants.watches.fieldsOf(c.Id)
 	}
 	return p.writes.during(e.App, e.Model, c, fields, e.Next)
 }
 
-func (p *Plugin) onWritten(e *core.ModelEvent) error {
-	if c := collectionOf(e.App, e.Model); c != nil {
-		known, rows := p.writes.report(e.Model)
-		p.grants.touch(p.grants.watches.touched(c.Id, known, rows))
+// onWritten is called when a write is committed (or rolled back), before any
+// success hook.
+func (p *Plugin) onWritten(w written) {
+	p.grants.touch(p.grants.watches.touched(w.collection, w.known, w.rows))
 
-		if c.Id == migrations.CollectionID {
-			p.rulesChanged()
-		}
+	if w.collection == migrations.CollectionID {
+		p.rulesChanged()
 	}
-
-	return e.Next()
-}
-
-func (p *Plugin) onNotWritten(e *core.ModelErrorEvent) error {
-	p.writes.report(e.Model)
-
-	return e.Next()
 }

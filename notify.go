@@ -124,6 +124,9 @@ func (p *Plugin) send(app core.App, m Message) error {
 		if txErr != nil {
 			return nil
 		}
+		// whoever loses access in this transaction does not get the message,
+		// also if it was the first thing in it
+		p.writes.flush(tx)
 		if err := p.config.Broker.Publish(m); err != nil {
 			// an error here would look as if the commit had failed
 			app.Logger().Error(

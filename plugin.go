@@ -203,9 +203,9 @@ func Register(app core.App, config Config) error {
 		rules:  rules,
 		hub:    newHub(),
 		grants: newGrants(rules, config.SweepInterval),
-		writes: newWrites(),
 		logs:   newLogLimiter(),
 	}
+	p.writes = newWrites(p.onWritten)
 	p.grants.decide, p.grants.revoked = p.decideGrant, p.logRevoked
 	p.foreign = newForeignClients(app.SubscriptionsBroker(), p.grants, foreignLimits{
 		messages: config.QueueMessages,

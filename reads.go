@@ -222,8 +222,12 @@ func (a *analysis) operand(t fexpr.Token) operand {
 // function collects the columns of the arguments; their values are not those
 // of a plain column any more.
 func (a *analysis) function(t fexpr.Token) operand {
-	if t.Literal != "geoDistance" {
-		a.clock = true // strftime can ask for the time, as new functions may
+	switch t.Literal {
+	case "geoDistance":
+	case "strftime":
+		a.clock = true // it can ask for the time
+	default:
+		a.clock, a.unknown = true, true // of the app's own
 	}
 
 	args, ok := t.Meta.([]fexpr.Token)
@@ -289,12 +293,20 @@ func (a *analysis) collection(path []string) operand {
 	if len(path) < 3 {
 		return operand{}
 	}
-	name, _, _ := strings.Cut(path[1], ":")
+	name, other, _ := strings.Cut(path[1], ":")
 	c, err := a.app.FindCachedCollectionByNameOrId(name)
 	if err != nil {
 		return operand{} // the rule cannot be evaluated
 	}
-	key := "@collection." + path[1]
+
+	// core knows an alias by its name alone
+	key := "@collection." + c.Id
+	if other != "" {
+		key = "@collection:" + other
+	}
+	if known := a.aliases[key]; known != nil && known.collection.Id != c.Id {
+		a.unknown = true
+	}
 	return a.walk(key, a.alias(key, c), path[2:], true)
 }
 

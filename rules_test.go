@@ -294,6 +294,7 @@ func TestWhatBreaksLaterDenies(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			app := newApp(t, topics.Config{Topics: []topics.Topic{{Pattern: "code", SubscribeRule: rule("")}}})
 			s := serve(t, app)
 			newCollection(t, app, "rooms", &core.TextField{Name: "name"})

@@ -358,6 +358,7 @@ func TestWhatEndsAccess(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			fields := map[string]any{"subscribeRule": sc.rule}
 			for k, v := range sc.more {
 				fields[k] = v
@@ -485,6 +486,7 @@ func TestTheSweepFindsWhatNoHookTells(t *testing.T) {
 		"topic rule": "UPDATE _topics SET subscribeRule = 'null' WHERE pattern = 'room/{id}'",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t, map[string]any{"subscribeRule": byMembership}, topics.Config{SweepInterval: 100 * time.Millisecond})
 			w.kept(w.topic)
 			sql(t, w.app, statement)

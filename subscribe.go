@@ -37,12 +37,10 @@ func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 func (p *Plugin) subscribeForeign(e *core.RealtimeSubscribeRequestEvent) error {
 	keys := p.authorise(e)
 	e.Subscriptions = keys.allowed
+	p.foreign.setGrants(e.Client, keys.allowed, keys.grants)
 	if err := e.Next(); err != nil {
-		keys.release(p.grants)
 		return err
 	}
-
-	p.foreign.setGrants(e.Client, keys.grants)
 	for _, d := range keys.denied {
 		if !injectsSSE(d.key) {
 			p.foreign.send(e.Client, d.notice())
@@ -58,12 +56,6 @@ type keys struct {
 
 	// grants of the allowed keys that a rule guards
 	grants map[string]*grant
-}
-
-func (k keys) release(gs *grants) {
-	for _, g := range k.grants {
-		gs.release(g)
-	}
 }
 
 // deniedKey is a subscription key that was refused.

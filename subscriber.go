@@ -25,14 +25,16 @@ func (c *client) endTurn() { <-c.turn }
 // step, in which a topic that stays is never missed.
 func (c *client) replaceDuring(granted map[string]*grant, next func() error) error {
 	c.setReplacing(true, granted)
-	err := next()
-	c.setReplacing(false, nil)
+	defer func() {
+		c.setReplacing(false, nil)
 
-	// those that core did not come to use
-	for _, g := range granted {
-		c.grants.release(g)
-	}
-	return err
+		// those that core did not come to use
+		for _, g := range granted {
+			c.grants.release(g)
+		}
+	}()
+
+	return next()
 }
 
 func (c *client) setReplacing(on bool, granted map[string]*grant) {
@@ -61,7 +63,10 @@ func (c *client) Subscribe(keys ...string) {
 		}
 	}
 	for _, key := range keys {
-		if validTopic(topicOf(key)) { // nothing is ever published to others
+		// A request's key without a grant is PocketBase's own, for now: if its
+		// collection goes, it must not be a topic that nobody has decided.
+		// Nothing is ever published to malformed topics.
+		if (!c.replacing || c.granted[key] != nil) && validTopic(topicOf(key)) {
 			want[key] = struct{}{}
 		}
 	}

@@ -107,14 +107,14 @@ func (w *watches) remove(g *grant, r reads) {
 }
 
 // fieldsOf returns the fields of a collection whose values narrow what a write
-// touches, and whether anybody watches the collection at all.
-func (w *watches) fieldsOf(collection string) (fields []string, watched bool) {
+// touches.
+func (w *watches) fieldsOf(collection string) (fields []string) {
 	w.mu.RLock()
 	defer w.mu.RUnlock()
 
 	table := w.tables[collection]
 	if table == nil {
-		return nil, len(w.everything) > 0
+		return nil
 	}
 	for _, watch := range table.byFields {
 		for _, field := range watch.fields {
@@ -123,7 +123,7 @@ func (w *watches) fieldsOf(collection string) (fields []string, watched bool) {
 			}
 		}
 	}
-	return fields, true
+	return fields
 }
 
 // row is the values of a row's fields before or after a write, as far as they

@@ -3,7 +3,6 @@ package topics
 import (
 	"database/sql"
 	"errors"
-	"reflect"
 	"sync"
 
 	"github.com/pocketbase/dbx"
@@ -11,94 +10,158 @@ import (
 	"github.com/pocketbase/pocketbase/tools/inflector"
 )
 
-// writes remembers what a model's rows held before and after each write, from
-// the write until its commit or rollback is known.
+// writes finds out which rows each write has changed, and reports them as soon
+// as the commit is certain: for a transaction when it is complete, else right
+// after the write. Success hooks would be too late or, if somebody's handler
+// returns an error for a write that was made, never come.
 //
-// The values are read from the database, next to the write and in its
-// transaction: a model may be partial, or older than the row.
+// The rows are read from the database, next to the write: a model may be
+// partial, or older than its row.
 type writes struct {
-	mu      sync.Mutex
-	pending map[core.Model]*pendingWrite
+	report func(w written)
+
+	mu       sync.Mutex
+	inFlight map[rowID]*overlap
+	waiting  map[*core.TxAppInfo][]func()
 }
 
-// pendingWrite collects the writes of one model, of which a transaction may
-// have several. Each of them is reported separately.
-type pendingWrite struct {
-	reports int
-	known   bool // false: some write's rows could not be read
-	rows    []row
+// written is what one write has done to a collection.
+type written struct {
+	collection string // id, empty for a table that is none
+
+	// rows are the values before and after, if known
+	rows  []row
+	known bool
 }
 
-func newWrites() *writes {
-	return &writes{pending: map[core.Model]*pendingWrite{}}
+type rowID struct {
+	collection string
+	id         any
 }
 
-// during runs next, which writes the model to the collection's table, and
-// remembers the values of the fields.
-func (w *writes) during(app core.App, model core.Model, c *core.Collection, fields []string, next func() error) error {
+// overlap counts the writes of one row that are not reported yet. Where they
+// mix, neither knows what the row held in between.
+type overlap struct {
+	tx    *core.TxAppInfo
+	count int
+	mixed bool
+}
+
+func newWrites(report func(written)) *writes {
+	return &writes{
+		report:   report,
+		inFlight: map[rowID]*overlap{},
+		waiting:  map[*core.TxAppInfo][]func(){},
+	}
+}
+
+// during runs next, which writes the model to the table of c, and reports the
+// write. Without fields, or without a collection, nothing is read.
+func (ws *writes) during(app core.App, model core.Model, c *core.Collection, fields []string, next func() error) error {
+	tx := dataTransaction(app)
+	w := written{}
+	if c != nil {
+		w.collection = c.Id
+	}
+
 	if len(fields) == 0 {
-		// every row matters alike
 		if err := next(); err != nil {
 			return err
 		}
-		w.remember(model, true, row{})
+		ws.complete(tx, func() { ws.report(w) })
 		return nil
 	}
 
+	id := rowID{c.Id, model.LastSavedPK()}
+	ws.begin(id, tx)
 	before, beforeErr := readRow(app, c, model.LastSavedPK(), fields)
 
 	if err := next(); err != nil {
+		ws.end(id)
 		return err
 	}
 
 	after, afterErr := readRow(app, c, model.PK(), fields)
-
-	w.remember(model, beforeErr == nil && afterErr == nil, before, after)
-
+	for _, r := range []row{before, after} {
+		if r != nil {
+			w.rows = append(w.rows, r)
+		}
+	}
+	ws.complete(tx, func() {
+		w.known = !ws.end(id) && beforeErr == nil && afterErr == nil
+		ws.report(w)
+	})
 	return nil
 }
 
-func (w *writes) remember(model core.Model, known bool, rows ...row) {
-	if !reflect.TypeOf(model).Comparable() {
+// dataTransaction returns the transaction that writes of records are part of.
+// (An app of the auxiliary database's transaction writes records outside it.)
+func dataTransaction(app core.App) *core.TxAppInfo {
+	if _, ok := app.NonconcurrentDB().(*dbx.Tx); !ok {
+		return nil
+	}
+	return app.TxInfo()
+}
+
+func (ws *writes) begin(id rowID, tx *core.TxAppInfo) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+
+	o := ws.inFlight[id]
+	if o == nil {
+		o = &overlap{tx: tx}
+		ws.inFlight[id] = o
+	} else if tx == nil || o.tx != tx {
+		o.mixed = true
+	}
+	o.count++
+}
+
+// end reports whether the row had other writes at the same time.
+func (ws *writes) end(id rowID) (mixed bool) {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+
+	o := ws.inFlight[id]
+	o.count--
+	if o.count == 0 {
+		delete(ws.inFlight, id)
+	}
+	return o.mixed
+}
+
+// complete calls report when the transaction is complete, or at once without
+// one. A rollback is reported too: it only costs a decision.
+func (ws *writes) complete(tx *core.TxAppInfo, report func()) {
+	if tx == nil {
+		report()
 		return
 	}
 
-	w.mu.Lock()
-	defer w.mu.Unlock()
+	ws.mu.Lock()
+	isFirst := ws.waiting[tx] == nil
+	ws.waiting[tx] = append(ws.waiting[tx], report)
+	ws.mu.Unlock()
 
-	p := w.pending[model]
-	if p == nil {
-		p = &pendingWrite{known: true}
-		w.pending[model] = p
-	}
-	p.reports++
-	p.known = p.known && known
-	for _, r := range rows {
-		if r != nil {
-			p.rows = append(p.rows, r)
-		}
+	if isFirst {
+		tx.OnComplete(func(error) error {
+			ws.flush(tx)
+			return nil
+		})
 	}
 }
 
-// report returns what is known of a model's writes when one of them was
-// committed or rolled back.
-func (w *writes) report(model core.Model) (known bool, rows []row) {
-	if !reflect.TypeOf(model).Comparable() {
-		return false, nil
-	}
+// flush reports all writes of a transaction that is complete. A message that
+// waits for the same transaction calls it before it is sent.
+func (ws *writes) flush(tx *core.TxAppInfo) {
+	ws.mu.Lock()
+	reports := ws.waiting[tx]
+	delete(ws.waiting, tx)
+	ws.mu.Unlock()
 
-	w.mu.Lock()
-	defer w.mu.Unlock()
-
-	p := w.pending[model]
-	if p == nil {
-		return false, nil // nobody watched the collection at the time
+	for _, report := range reports {
+		report()
 	}
-	p.reports--
-	if p.reports == 0 {
-		delete(w.pending, model)
-	}
-	return p.known, p.rows
 }
 
 // readRow returns nil if there is no such row.
@@ -111,6 +174,7 @@ func readRow(app core.App, c *core.Collection, id any, fields []string) (row, er
 	for i, field := range fields {
 		columns[i] = c.Name + "." + inflector.Columnify(field)
 	}
+
 	values := dbx.NullStringMap{}
 	err := app.ConcurrentDB().Select(columns...).From(c.Name).
 		Where(dbx.HashExp{c.Name + ".id": id}).Limit(1).One(&values)

@@ -135,7 +135,7 @@ test("ann and bob chat both ways, and nothing complains", async () => {
   }
 });
 
-test("eve is shown why she is refused", async () => {
+test("eve is shown why it is refused", async () => {
   const eve = await visit();
   const ann = await visit();
   await signIn(eve.page, "eve");
