@@ -34,8 +34,15 @@ func newBench(t *testing.T, stepwise bool) *bench {
 	b.p.grants.decide = func(*grant) outcome {
 		allowed := b.allowed.Load() // what a query finds
 		if stepwise {
-			b.asked <- struct{}{}
-			<-b.finish
+			select {
+			case b.asked <- struct{}{}:
+			case <-b.p.grants.stop:
+				return outcome{denial: denyRule(actionSubscribe)}
+			}
+			select {
+			case <-b.finish:
+			case <-b.p.grants.stop:
+			}
 		}
 		if !allowed {
 			return outcome{denial: denyRule(actionSubscribe), reason: reasonRule}
