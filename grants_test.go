@@ -342,10 +342,10 @@ func TestASlowClockRuleDelivers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBench(t, false)
 		defer b.close()
-		decisions := 0
+		var decisions atomic.Int64
 		b.p.grants.decide = func(*grant) outcome {
 			time.Sleep(2 * clockTTL)
-			decisions++
+			decisions.Add(1)
 			return outcome{until: time.Now().Add(clockTTL).UnixNano()}
 		}
 		c := b.client()
@@ -355,6 +355,6 @@ func TestASlowClockRuleDelivers(t *testing.T) {
 			time.Sleep(2 * time.Second)
 		}
 		require.Len(t, c.received(), 5)
-		require.Less(t, decisions, 30, "in 10 seconds")
+		require.Less(t, decisions.Load(), int64(30), "in 10 seconds")
 	})
 }
