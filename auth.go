@@ -9,6 +9,7 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/security"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
 	"github.com/spf13/cast"
 )
 
@@ -60,35 +61,44 @@ func tokenExpiry(auth *core.Record, r *http.Request) int64 {
 	return time.Unix(seconds, 0).UnixNano()
 }
 
-// record returns the auth record as it is now, or nil if the credentials do
-// not count any more.
-func (c credentials) record(app core.App, now time.Time) (*core.Record, error) {
+// asker returns whom the credentials stand for now: a guest if they do not
+// count any more.
+func (c credentials) asker(app core.App, statements *plans, now time.Time, options subscriptions.SubscriptionOptions) (asker, error) {
+	guest := askerOf(realtimeInfo(options, nil))
 	if c.id == "" || c.expired(now) {
-		return nil, nil
+		return guest, nil
 	}
 
 	collection, err := app.FindCachedCollectionByNameOrId(c.collection)
 	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
+		return guest, nil
 	}
 	if err != nil {
-		return nil, err
+		return asker{}, err
 	}
 	if collection.AuthToken.Secret != c.secret {
-		return nil, nil
+		return guest, nil
 	}
 
-	record, err := app.FindRecordById(collection, c.id)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, nil
+	record := func() (*core.Record, error) {
+		r, err := app.FindRecordById(collection, c.id)
+		if errors.Is(err, sql.ErrNoRows) || err == nil && r.TokenKey() != c.tokenKey {
+			return nil, nil
+		}
+		return r, err
 	}
-	if err != nil {
-		return nil, err
+	if key, ok := statements.tokenKey(app, collection, c.id); ok {
+		if key != c.tokenKey {
+			return guest, nil
+		}
+		return asker{collection: collection, id: c.id, info: func() (*core.RequestInfo, error) {
+			r, err := record()
+			return realtimeInfo(options, r), err
+		}}, nil
 	}
-	if record.TokenKey() != c.tokenKey {
-		return nil, nil
-	}
-	return record, nil
+
+	r, err := record()
+	return askerOf(realtimeInfo(options, r)), err
 }
 
 func (c credentials) expired(now time.Time) bool {

@@ -17,8 +17,29 @@ import (
 // decisionTimeout bounds one evaluation of a rule.
 const decisionTimeout = 10 * time.Second
 
-// decide answers nil if whoever info describes may do a with topic.
-func (p *Plugin) decide(app core.App, a action, topic string, info *core.RequestInfo) *denial {
+// asker is who a rule is asked for.
+type asker struct {
+	collection *core.Collection // of the auth record, nil for a guest
+	id         string
+
+	// info is only asked for by rules without a plan
+	info func() (*core.RequestInfo, error)
+}
+
+func askerOf(info *core.RequestInfo) asker {
+	who := asker{info: func() (*core.RequestInfo, error) { return info, nil }}
+	if info.Auth != nil {
+		who.collection, who.id = info.Auth.Collection(), info.Auth.Id
+	}
+	return who
+}
+
+func (who asker) isSuperuser() bool {
+	return who.collection != nil && who.collection.Name == core.CollectionNameSuperusers
+}
+
+// decide answers nil if who may do a with topic.
+func (p *Plugin) decide(app core.App, a action, topic string, who asker) *denial {
 	if !validTopic(topic) {
 		return denyMalformed()
 	}
@@ -34,7 +55,7 @@ func (p *Plugin) decide(app core.App, a action, topic string, info *core.Request
 		return denyUnknown()
 	}
 
-	allowed, err := d.allows(app, a, topic, info)
+	allowed, err := d.allows(app, a, topic, who)
 	switch {
 	case err != nil:
 		return denyRuleError(fmt.Errorf("the rule to %s %q (%s): %w", a, d.pattern.raw, d.source, err))
@@ -47,9 +68,9 @@ func (p *Plugin) decide(app core.App, a action, topic string, info *core.Request
 // decideGrant decides whether a subscription may go on. First it registers the
 // grant for what the decision reads, so that no write falls between.
 func (p *Plugin) decideGrant(g *grant) outcome {
-	app, auth := g.app, g.key.auth
+	app, auth, topic := g.app, g.key.auth, g.key.topic
 
-	d, err := p.rules.find(app, g.key.topic)
+	d, err := p.rules.find(app, topic)
 	if err != nil {
 		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
 	}
@@ -63,25 +84,24 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 		r.tables = append(r.tables, tableRead{auth.collection, []match{{core.FieldNameId, auth.id}}})
 	}
 	if d != nil {
-		ruleReads := d.reads(app, actionSubscribe, g.key.topic, auth)
+		ruleReads := d.reads(app, actionSubscribe, topic, auth)
 		r.clock, r.everything = ruleReads.clock, ruleReads.everything
 		r.tables = append(r.tables, ruleReads.without(r).tables...)
 	}
 	p.grants.watch(g, r)
 
-	now := time.Now()
-	record, err := auth.record(app, now)
+	who, err := auth.asker(app, d.statements(), time.Now(), g.options)
 	if err != nil {
 		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
 	}
 
-	denial := p.decide(app, actionSubscribe, g.key.topic, realtimeInfo(g.options, record))
+	denial := p.decide(app, actionSubscribe, topic, who)
 	if denial != nil {
-		return outcome{denial: denial, reason: reasonOf(denial, auth.id != "" && record == nil)}
+		return outcome{denial: denial, reason: reasonOf(denial, auth.id != "" && who.id == "")}
 	}
 
 	o := outcome{until: forever}
-	if record != nil && auth.expires != 0 {
+	if who.id != "" && auth.expires != 0 {
 		o.until = auth.expires
 	}
 	if r.clock {
@@ -97,92 +117,112 @@ func (d *definition) open(a action) bool {
 	return r.broken == nil && r.text != nil && *r.text == "" && d.collection == ""
 }
 
-// reads says what a decision with the definition's rule depends on.
-func (d *definition) reads(app core.App, a action, topic string, auth credentials) reads {
+// boundRule is a definition's rule for one topic.
+type boundRule struct {
+	text     *string
+	base     *core.Collection
+	recordID string
+	values   params
+}
+
+// bind finds out what a rule is evaluated on.
+func (d *definition) bind(app core.App, a action, topic string) (boundRule, error) {
 	r := d.rule(a)
 	if r.broken != nil {
-		return reads{}
+		return boundRule{}, r.broken
 	}
 
-	values := d.pattern.params(topic)
-	base, recordID := unboundBase, ""
-	if d.collection != "" {
-		collection, err := app.FindCachedCollectionByNameOrId(d.collection)
-		if err != nil {
-			return reads{}
-		}
-		base = collection
-		recordID, _ = values.get(idParam)
-		if a == actionSubscribe && r.text != nil && *r.text == viewRule {
-			r.text = collection.ViewRule
-		}
+	b := boundRule{text: r.text, base: unboundBase, values: d.pattern.params(topic)}
+	if d.collection == "" {
+		return b, nil
+	}
+
+	collection, err := app.FindCachedCollectionByNameOrId(d.collection)
+	if err != nil {
+		return b, fmt.Errorf("the collection %q of the topic rule cannot be found: %w", d.collection, err)
+	}
+	b.base = collection
+	b.recordID, _ = b.values.get(idParam)
+	if a == actionSubscribe && r.text != nil && *r.text == viewRule {
+		b.text = collection.ViewRule
+	}
+	return b, nil
+}
+
+// plan returns the rule's plan for that auth collection, if it has one.
+func (d *definition) plan(app core.App, b boundRule, auth *core.Collection) *plan {
+	if b.text == nil || *b.text == "" {
+		return nil
+	}
+	return d.plans.of(app, d, *b.text, b.base, auth)
+}
+
+// statements returns those that the definition's decisions share, which may be
+// none.
+func (d *definition) statements() *plans {
+	if d == nil {
+		return nil
+	}
+	return d.plans
+}
+
+// reads says what a decision with the definition's rule depends on.
+func (d *definition) reads(app core.App, a action, topic string, auth credentials) reads {
+	b, err := d.bind(app, a, topic)
+	if err != nil {
+		return reads{} // it denies until rules or collections change
 	}
 
 	var authCollection *core.Collection
 	if auth.id != "" {
 		authCollection, _ = app.FindCachedCollectionByNameOrId(auth.collection)
 	}
+	if p := d.plan(app, b, authCollection); p != nil {
+		return p.readsFor(questionOf(auth.id, topic, b.values))
+	}
 
 	text := ""
-	if r.text != nil {
-		text = *r.text
+	if b.text != nil {
+		text = *b.text
 	}
-	return readsOf(app, text, base, recordID, values, topic, authCollection, auth.id)
+	return readsOf(app, text, b.base, b.recordID, b.values, topic, authCollection, auth.id)
 }
 
 // allows evaluates one of the definition's rules.
-func (d *definition) allows(app core.App, a action, topic string, info *core.RequestInfo) (bool, error) {
-	r := d.rule(a)
-	if r.broken != nil {
-		return false, r.broken
-	}
-
-	values := d.pattern.params(topic)
-	base := unboundBase
-	recordID := ""
-
-	if d.collection != "" {
-		collection, err := app.FindCachedCollectionByNameOrId(d.collection)
-		if err != nil {
-			return false, fmt.Errorf("the collection %q of the topic rule cannot be found: %w", d.collection, err)
-		}
-		base = collection
-		recordID, _ = values.get(idParam)
-
-		if a == actionSubscribe && r.text != nil && *r.text == viewRule {
-			r.text = collection.ViewRule
-		}
+func (d *definition) allows(app core.App, a action, topic string, who asker) (bool, error) {
+	b, err := d.bind(app, a, topic)
+	if err != nil {
+		return false, err
 	}
 
 	text := ""
-	if !info.HasSuperuserAuth() {
-		if r.text == nil {
+	if !who.isSuperuser() {
+		if b.text == nil {
 			return false, nil
 		}
-		text = *r.text
+		text = *b.text
 	}
-	if text == "" && recordID == "" {
+	if text == "" && b.recordID == "" {
 		return true, nil
 	}
 
 	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
 	defer cancel()
 
-	return exists(ctx, app, base, recordID, func(q *dbx.SelectQuery) error {
-		if text == "" {
-			return nil
+	if text != "" {
+		if p := d.plan(app, b, who.collection); p != nil {
+			// an error is not the last word: a plan ends with its ruleset
+			if allowed, err := p.allows(ctx, questionOf(who.id, topic, b.values)); err == nil {
+				return allowed, nil
+			}
 		}
-		resolver := newTopicResolver(app, base, info, topic, values)
-		expr, err := search.FilterData(text).BuildExpr(resolver)
-		if err != nil {
-			return err
-		}
-		if err := resolver.UpdateQuery(q); err != nil {
-			return err
-		}
-		q.AndWhere(expr)
-		return nil
-	})
+	}
+
+	info, err := who.info()
+	if err != nil {
+		return false, err
+	}
+	return exists(ctx, app, b.base, b.recordID, ruleCondition(app, b.base, text, info, topic, b.values))
 }
 
 // unboundBase stands in for the base collection of rules that are not
@@ -196,6 +236,20 @@ var unboundBase = func() *core.Collection {
 
 // exists runs a query for the base's record with that id, narrowed by where.
 func exists(ctx context.Context, app core.App, base *core.Collection, recordID string, where func(*dbx.SelectQuery) error) (bool, error) {
+	statement, bound, err := existsQuery(app, base, recordID, where)
+	if err != nil {
+		return false, err
+	}
+
+	var found int
+	err = app.ConcurrentDB().NewQuery(statement).Bind(bound).WithContext(ctx).Row(&found)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil && found > 0, err
+}
+
+func existsQuery(app core.App, base *core.Collection, recordID string, where func(*dbx.SelectQuery) error) (string, dbx.Params, error) {
 	q := app.ConcurrentDB().Select("(1)").From(base.Name).Limit(1)
 	with := ""
 	if base == unboundBase {
@@ -205,17 +259,30 @@ func exists(ctx context.Context, app core.App, base *core.Collection, recordID s
 	}
 
 	if err := where(q); err != nil {
-		return false, err
+		return "", nil, err
 	}
 
 	built := q.Build()
+	return with + built.SQL(), built.Params(), nil
+}
 
-	var found int
-	err := app.ConcurrentDB().NewQuery(with + built.SQL()).Bind(built.Params()).WithContext(ctx).Row(&found)
-	if errors.Is(err, sql.ErrNoRows) {
-		return false, nil
+// ruleCondition narrows a query by a rule, with core's own resolver.
+func ruleCondition(app core.App, base *core.Collection, text string, info *core.RequestInfo, topic string, values params) func(*dbx.SelectQuery) error {
+	return func(q *dbx.SelectQuery) error {
+		if text == "" {
+			return nil
+		}
+		resolver := newTopicResolver(app, base, info, topic, values)
+		expr, err := search.FilterData(text).BuildExpr(resolver)
+		if err != nil {
+			return err
+		}
+		if err := resolver.UpdateQuery(q); err != nil {
+			return err
+		}
+		q.AndWhere(expr)
+		return nil
 	}
-	return err == nil && found > 0, err
 }
 
 // topicResolver resolves what PocketBase's rules know, and @topic. The values

@@ -256,6 +256,7 @@ func (p *Plugin) close(ctx context.Context) error {
 	p.hub.close()
 	p.grants.close()
 	p.foreign.close(ctx)
+	p.rules.close()
 
 	return err
 }

@@ -157,7 +157,7 @@ func (p *Plugin) decidePublish(e *core.RequestEvent, pub publication, info *core
 
 	own := *info
 	own.Body = pub.body
-	return p.decide(e.App, actionPublish, pub.message.Topic, &own)
+	return p.decide(e.App, actionPublish, pub.message.Topic, askerOf(&own))
 }
 
 // readPublications reads the body as {topic, data, except?} or as
@@ -345,10 +345,10 @@ func (p *Plugin) handleAccess(e *core.RequestEvent) error {
 
 	subscribe, asksRule := p.decideKey(e.App, key)
 	if asksRule {
-		subscribe = p.decide(e.App, actionSubscribe, topic, realtimeInfo(parseKeys([]string{key})[key], e.Auth))
+		subscribe = p.decide(e.App, actionSubscribe, topic, askerOf(realtimeInfo(parseKeys([]string{key})[key], e.Auth)))
 	}
-	publish := p.decide(e.App, actionPublish, topic, info)
-	presence := p.decide(e.App, actionPresence, topic, info)
+	publish := p.decide(e.App, actionPublish, topic, askerOf(info))
+	presence := p.decide(e.App, actionPresence, topic, askerOf(info))
 	for a, d := range map[action]*denial{actionSubscribe: subscribe, actionPublish: publish, actionPresence: presence} {
 		if d != nil && d.code == codeRuleError {
 			p.logDenial(e.App, topic, e.Auth, a, d)

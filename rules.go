@@ -51,6 +51,9 @@ type definition struct {
 	presence   rule
 	collection string
 
+	// plans of the ruleset that the definition is part of, else nil
+	plans *plans
+
 	// source names the definition in the log
 	source string
 
@@ -81,6 +84,7 @@ func (d *definition) rule(a action) rule {
 type ruleset struct {
 	generation uint64
 	tree       patternTree[definition]
+	plans      *plans // nil in a transaction
 }
 
 // rules finds the definition of a topic. It reads the collection when it is
@@ -166,6 +170,13 @@ func (p pattern) hasRecordID() bool {
 	return false
 }
 
+// close ends what the rules hold in the database.
+func (r *rules) close() {
+	if set := r.current.Swap(nil); set != nil {
+		set.plans.close()
+	}
+}
+
 // changed makes the next find read the collection again.
 func (r *rules) changed() { r.generation.Add(1) }
 
@@ -190,19 +201,23 @@ func (r *rules) load(app core.App) (*ruleset, error) {
 
 	// concurrent loads may do the same work; a load that a change has
 	// overtaken carries the old generation and is not used again
-	set, err := r.read(app, generation)
-	if err != nil {
-		return nil, err
-	}
+	var shared *plans
 	if !inTransaction {
-		r.current.Store(set)
+		shared = newPlans()
+	}
+	set, err := r.read(app, generation, shared)
+	if err != nil || inTransaction {
+		return set, err
+	}
+	if old := r.current.Swap(set); old != nil {
+		old.plans.close()
 	}
 
 	return set, nil
 }
 
-func (r *rules) read(app core.App, generation uint64) (*ruleset, error) {
-	set := &ruleset{generation: generation}
+func (r *rules) read(app core.App, generation uint64, shared *plans) (*ruleset, error) {
+	set := &ruleset{generation: generation, plans: shared}
 
 	records, err := findTopicRecords(app)
 	if err != nil {
@@ -211,6 +226,9 @@ func (r *rules) read(app core.App, generation uint64) (*ruleset, error) {
 
 	for _, record := range records {
 		d, err := definitionOf(record)
+		if err == nil {
+			d.plans = shared
+		}
 		if err != nil {
 			app.Logger().Error(
 				"Ignored a topic rule whose pattern is invalid: nothing matches it. Edit or delete the record.",
@@ -235,7 +253,9 @@ func (r *rules) read(app core.App, generation uint64) (*ruleset, error) {
 	}
 
 	for _, d := range r.code {
-		set.tree.add(d.pattern, d)
+		own := *d
+		own.plans = shared
+		set.tree.add(own.pattern, &own)
 	}
 
 	return set, nil

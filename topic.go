@@ -233,6 +233,17 @@ func (p pattern) shape() string {
 	return b.String()
 }
 
+// names returns the names of the parameters, in the order of params.
+func (p pattern) names() []string {
+	var names []string
+	for _, s := range p.segments {
+		if s.kind != segmentLiteral {
+			names = append(names, s.text)
+		}
+	}
+	return names
+}
+
 // params returns the values that topic, which the pattern must match, gives
 // to the parameters.
 func (p pattern) params(topic string) params {

@@ -1,0 +1,58 @@
+// Command bench measures fan-out over real event stream connections: of the
+// notify loop that PocketBase's documentation describes (the baseline), of
+// PocketBase's record events, and of this module.
+//
+//	make bench
+//
+// Each server is a process of its own, started anew for every measurement; this
+// process opens the connections, publishes, and checks what arrives: every
+// message once, in order, and in one order for all subscribers. The servers are
+// measured in alternation, so that a change of the machine's mood meets all.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"regexp"
+	"time"
+)
+
+type options struct {
+	scenario *regexp.Regexp
+	rounds   int
+	duration time.Duration
+	scale    float64
+	profiles string
+}
+
+func main() {
+	// the servers are this program too
+	serveKind := flag.String("serve", "", "be a server of this kind (for the program itself)")
+	scenario := flag.String("scenario", ".", "run the scenarios whose name matches this `regexp`")
+	opts := options{}
+	flag.IntVar(&opts.rounds, "rounds", 3, "measure each server this often; the table has the medians")
+	flag.DurationVar(&opts.duration, "duration", 3*time.Second, "how long each measurement publishes")
+	flag.Float64Var(&opts.scale, "scale", 1, "multiplies the numbers of connections")
+	flag.StringVar(&opts.profiles, "profiles", "", "write CPU profiles of the servers to this `folder`")
+	flag.Parse()
+
+	if *serveKind != "" {
+		exit(serve(kind(*serveKind)))
+	}
+
+	var err error
+	if opts.scenario, err = regexp.Compile(*scenario); err != nil {
+		exit(err)
+	}
+	_, err = run(opts, os.Stdout)
+	exit(err)
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}

@@ -1,0 +1,366 @@
+package topics
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/ganigeorgiev/fexpr"
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/security"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
+
+// maxPlans bounds the plans, each of which is a prepared statement.
+const maxPlans = 500
+
+// plan is a rule as a prepared statement, for everybody of one auth collection
+// (or all guests) and all topics of a pattern.
+//
+// Core's resolver makes the statement, once, for stand-ins: a random text for
+// the id of the auth record, for the topic and for each parameter. Wherever a
+// stand-in is among the statement's values, a decision binds what it stands
+// for. That is the statement core would make for the real values, because its
+// text does not depend on them as long as they are texts that are not empty;
+// rules for which it could are left without a plan (see plannable).
+type plan struct {
+	statement *sql.Stmt
+	values    []planValue
+	reads     reads // of the stand-ins
+	standIns  map[string]int
+}
+
+// planValue is bound to the statement: what a stand-in stands for or, if that
+// is negative, a constant.
+type planValue struct {
+	standIn  int
+	constant any
+}
+
+// The first stand-ins; the parameters follow in the pattern's order.
+const (
+	standInAuth = iota
+	standInTopic
+	standInParams
+)
+
+// question is what a plan's stand-ins stand for.
+type question []string
+
+func questionOf(authID, topic string, values params) question {
+	q := make(question, 0, standInParams+len(values))
+	q = append(q, authID, topic)
+	for _, p := range values {
+		q = append(q, p.value)
+	}
+	return q
+}
+
+type planKey struct {
+	d    *definition
+	text string
+	auth string // collection id
+}
+
+// plans are those of one ruleset, which is replaced when rules or collections
+// change.
+type plans struct {
+	mu        sync.Mutex
+	closed    bool
+	rules     map[planKey]*plan    // nil: the rule has none
+	tokenKeys map[string]*sql.Stmt // by the id of the auth collection
+}
+
+func newPlans() *plans {
+	return &plans{rules: map[planKey]*plan{}, tokenKeys: map[string]*sql.Stmt{}}
+}
+
+// close ends all plans. Who uses one at that moment is waited for, who uses
+// one later gets an error.
+func (ps *plans) close() {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+
+	ps.closed = true
+	for _, p := range ps.rules {
+		if p != nil {
+			_ = p.statement.Close() // it is not used again
+		}
+	}
+	for _, s := range ps.tokenKeys {
+		_ = s.Close()
+	}
+	ps.rules, ps.tokenKeys = nil, nil
+}
+
+// remember returns what load returns, which is asked once for each key. It is
+// the zero value if there is no room.
+func remember[K comparable, V any](ps *plans, in func() map[K]V, key K, load func() V, discard func(V)) V {
+	ps.mu.Lock()
+	known, ok := in()[key]
+	full := ps.closed || len(in()) >= maxPlans
+	ps.mu.Unlock()
+	if ok || full {
+		return known
+	}
+
+	loaded := load()
+
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if known, ok = in()[key]; ok || ps.closed || len(in()) >= maxPlans {
+		discard(loaded)
+		return known
+	}
+	in()[key] = loaded
+	return loaded
+}
+
+// of returns the plan of a rule, or nil if it has none.
+func (ps *plans) of(app core.App, d *definition, text string, base, auth *core.Collection) *plan {
+	db, ok := app.ConcurrentDB().(*dbx.DB)
+	if ps == nil || !ok {
+		return nil // a transaction sees what others do not
+	}
+
+	key := planKey{d: d, text: text}
+	if auth != nil {
+		key.auth = auth.Id
+	}
+	return remember(ps, func() map[planKey]*plan { return ps.rules }, key, func() *plan {
+		p, err := newPlan(app, db, d, text, base, auth)
+		if err != nil {
+			return nil // the decision itself will say what is wrong with the rule
+		}
+		return p
+	}, func(p *plan) {
+		if p != nil {
+			_ = p.statement.Close()
+		}
+	})
+}
+
+// tokenKey returns the token key of an auth record as it is now. It reports
+// false if it has to be found by other means.
+func (ps *plans) tokenKey(app core.App, c *core.Collection, id string) (key string, ok bool) {
+	db, isPlain := app.ConcurrentDB().(*dbx.DB)
+	if ps == nil || !isPlain {
+		return "", false
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
+	defer cancel()
+
+	statement := remember(ps, func() map[string]*sql.Stmt { return ps.tokenKeys }, c.Id, func() *sql.Stmt {
+		s, err := db.DB().Prepare(fmt.Sprintf("SELECT %s FROM %s WHERE %s = ?",
+			db.QuoteColumnName(core.FieldNameTokenKey), db.QuoteTableName(c.Name), db.QuoteColumnName(core.FieldNameId)))
+		if err != nil {
+			return nil
+		}
+		return s
+	}, func(s *sql.Stmt) {
+		if s != nil {
+			_ = s.Close()
+		}
+	})
+	if statement == nil {
+		return "", false
+	}
+	err := statement.QueryRowContext(ctx, id).Scan(&key)
+	return key, err == nil
+}
+
+var errNoPlan = errors.New("the statement may depend on the values")
+
+func newPlan(app core.App, db *dbx.DB, d *definition, text string, base, auth *core.Collection) (*plan, error) {
+	groups, err := fexpr.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	if !plannable(groups) {
+		return nil, errNoPlan
+	}
+
+	p := &plan{standIns: map[string]int{}}
+	standIn := func(i int) string {
+		name := security.RandomString(32)
+		p.standIns[name] = i
+		return name
+	}
+	var (
+		values params
+		id     = standIn(standInAuth)
+		topic  = standIn(standInTopic)
+	)
+	recordID := ""
+	for i, name := range d.pattern.names() {
+		values = append(values, param{name: name, value: standIn(standInParams + i)})
+	}
+	if d.collection != "" {
+		recordID, _ = values.get(idParam)
+	}
+
+	info := realtimeInfo(subscriptions.SubscriptionOptions{}, nil)
+	authID := ""
+	if auth != nil {
+		authID = id
+		info.Auth = core.NewRecord(auth)
+		info.Auth.Id = id
+	}
+
+	statement, bound, err := existsQuery(app, base, recordID, ruleCondition(app, base, text, info, topic, values))
+	if err != nil {
+		return nil, err
+	}
+	statement, err = p.bind(db, statement, bound)
+	if err != nil {
+		return nil, err
+	}
+	p.reads = readsOf(app, text, base, recordID, values, topic, auth, authID)
+	if p.reads.clock {
+		return nil, errNoPlan
+	}
+	p.statement, err = db.DB().Prepare(statement)
+	return p, err
+}
+
+// plannable reports whether core's resolver makes the same statement for all
+// values: there are no macros (some are the time), no functions, and nothing
+// of the request other than the auth record. Of that, only the id is a value;
+// other fields are columns of a join, apart from the few named here.
+func plannable(groups []fexpr.ExprGroup) bool {
+	for _, g := range groups {
+		switch item := g.Item.(type) {
+		case fexpr.Expr:
+			if !plannableToken(item.Left) || !plannableToken(item.Right) {
+				return false
+			}
+		case fexpr.ExprGroup:
+			if !plannable([]fexpr.ExprGroup{item}) {
+				return false
+			}
+		case []fexpr.ExprGroup:
+			if !plannable(item) {
+				return false
+			}
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+func plannableToken(t fexpr.Token) bool {
+	switch t.Type {
+	case fexpr.TokenText, fexpr.TokenNumber:
+		return true
+	case fexpr.TokenIdentifier:
+	default:
+		return false
+	}
+
+	first, _, _ := strings.Cut(t.Literal, ".")
+	switch {
+	case !strings.HasPrefix(first, "@"), first == topicIdentifier, first == "@collection":
+		return true
+	case t.Literal == "@request.auth."+core.FieldNameEmail,
+		t.Literal == "@request.auth."+core.FieldNameEmailVisibility,
+		t.Literal == "@request.auth."+core.FieldNameVerified:
+		return false // core takes them from the record that is at hand
+	default:
+		return strings.HasPrefix(t.Literal, "@request.auth.")
+	}
+}
+
+var (
+	boundName  = regexp.MustCompile(`\{:\w+\}`)
+	quotedName = regexp.MustCompile(`\{\{[\w\-. ]+\}\}|\[\[[\w\-. ]+\]\]`)
+)
+
+// bind puts a ? where the statement names a value, as dbx does, and keeps what
+// to bind there.
+func (p *plan) bind(db *dbx.DB, statement string, bound dbx.Params) (string, error) {
+	var err error
+	statement = boundName.ReplaceAllStringFunc(statement, func(name string) string {
+		value, ok := bound[name[2:len(name)-1]]
+		if !ok {
+			err = fmt.Errorf("%w: %s has none", errNoPlan, name)
+		}
+		v := planValue{standIn: -1, constant: value}
+		switch text := value.(type) {
+		case string:
+			if i, ok := p.standIns[text]; ok {
+				v = planValue{standIn: i}
+			} else if p.mentioned(text) {
+				err = errNoPlan // core has made something else of it
+			}
+		case float64, float32, int, int64, bool, nil:
+		default:
+			err = fmt.Errorf("%w: a %T", errNoPlan, value)
+		}
+		p.values = append(p.values, v)
+		return "?"
+	})
+	if err == nil && p.mentioned(statement) {
+		err = errNoPlan
+	}
+	return quotedName.ReplaceAllStringFunc(statement, func(name string) string {
+		if name[0] == '{' {
+			return db.QuoteTableName(name[2 : len(name)-2])
+		}
+		return db.QuoteColumnName(name[2 : len(name)-2])
+	}), err
+}
+
+func (p *plan) mentioned(text string) bool {
+	for name := range p.standIns {
+		if strings.Contains(text, name) {
+			return true
+		}
+	}
+	return false
+}
+
+// allows asks the statement.
+func (p *plan) allows(ctx context.Context, q question) (bool, error) {
+	args := make([]any, len(p.values))
+	for i, v := range p.values {
+		if v.standIn < 0 {
+			args[i] = v.constant
+		} else {
+			args[i] = q[v.standIn]
+		}
+	}
+
+	var found int
+	err := p.statement.QueryRowContext(ctx, args...).Scan(&found)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil && found > 0, err
+}
+
+// readsFor is what the plan's rule reads for a question.
+func (p *plan) readsFor(q question) reads {
+	r := p.reads
+	r.tables = make([]tableRead, 0, len(p.reads.tables))
+	for _, t := range p.reads.tables {
+		t.matches = slices.Clone(t.matches)
+		for i, m := range t.matches {
+			if at, ok := p.standIns[m.value]; ok {
+				t.matches[i].value = q[at]
+			}
+		}
+		// two stand-ins may stand for the same
+		if !slices.ContainsFunc(r.tables, t.equal) {
+			r.tables = append(r.tables, t)
+		}
+	}
+	return r
+}
