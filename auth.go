@@ -61,11 +61,12 @@ func tokenExpiry(auth *core.Record, r *http.Request) int64 {
 	return time.Unix(seconds, 0).UnixNano()
 }
 
-// asker returns whom the credentials stand for now: a guest if they do not
-// count any more.
-func (c credentials) asker(app core.App, statements *plans, now time.Time, options subscriptions.SubscriptionOptions) (asker, error) {
+// asker returns whom the credentials stand for: a guest if they do not count
+// any more. Whether the account is still there, with the same token key, is
+// for a plan or for the asker's info to find out.
+func (c credentials) asker(app core.App, options subscriptions.SubscriptionOptions) (asker, error) {
 	guest := askerOf(realtimeInfo(options, nil))
-	if c.id == "" || c.expired(now) {
+	if c.id == "" || c.expired(time.Now()) {
 		return guest, nil
 	}
 
@@ -80,25 +81,20 @@ func (c credentials) asker(app core.App, statements *plans, now time.Time, optio
 		return guest, nil
 	}
 
-	record := func() (*core.Record, error) {
+	who := asker{collection: collection, id: c.id, tokenKey: c.tokenKey, info: func() (*core.RequestInfo, error) {
 		r, err := app.FindRecordById(collection, c.id)
 		if errors.Is(err, sql.ErrNoRows) || err == nil && r.TokenKey() != c.tokenKey {
-			return nil, nil
+			return realtimeInfo(options, nil), nil
 		}
-		return r, err
-	}
-	if key, ok := statements.tokenKey(app, collection, c.id); ok {
-		if key != c.tokenKey {
-			return guest, nil
-		}
-		return asker{collection: collection, id: c.id, info: func() (*core.RequestInfo, error) {
-			r, err := record()
-			return realtimeInfo(options, r), err
-		}}, nil
+		return realtimeInfo(options, r), err
+	}}
+	if !who.isSuperuser() {
+		return who, nil
 	}
 
-	r, err := record()
-	return askerOf(realtimeInfo(options, r)), err
+	// no rule and so no plan would ask
+	info, err := who.info()
+	return askerOf(info), err
 }
 
 func (c credentials) expired(now time.Time) bool {

@@ -21,15 +21,17 @@ const decisionTimeout = 10 * time.Second
 type asker struct {
 	collection *core.Collection // of the auth record, nil for a guest
 	id         string
+	tokenKey   string
 
-	// info is only asked for by rules without a plan
+	// info is needed where a plan does not let in. It may have another answer
+	// to who it is: a guest.
 	info func() (*core.RequestInfo, error)
 }
 
 func askerOf(info *core.RequestInfo) asker {
 	who := asker{info: func() (*core.RequestInfo, error) { return info, nil }}
 	if info.Auth != nil {
-		who.collection, who.id = info.Auth.Collection(), info.Auth.Id
+		who.collection, who.id, who.tokenKey = info.Auth.Collection(), info.Auth.Id, info.Auth.TokenKey()
 	}
 	return who
 }
@@ -90,14 +92,16 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 	}
 	p.grants.watch(g, r)
 
-	who, err := auth.asker(app, d.statements(), time.Now(), g.options)
+	who, err := auth.asker(app, g.options)
 	if err != nil {
 		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
 	}
 
 	denial := p.decide(app, actionSubscribe, topic, who)
 	if denial != nil {
-		return outcome{denial: denial, reason: reasonOf(denial, auth.id != "" && who.id == "")}
+		info, err := who.info()
+		signedOut := auth.id != "" && err == nil && info.Auth == nil
+		return outcome{denial: denial, reason: reasonOf(denial, signedOut)}
 	}
 
 	o := outcome{until: forever}
@@ -157,15 +161,6 @@ func (d *definition) plan(app core.App, b boundRule, auth *core.Collection) *pla
 	return d.plans.of(app, d, *b.text, b.base, auth)
 }
 
-// statements returns those that the definition's decisions share, which may be
-// none.
-func (d *definition) statements() *plans {
-	if d == nil {
-		return nil
-	}
-	return d.plans
-}
-
 // reads says what a decision with the definition's rule depends on.
 func (d *definition) reads(app core.App, a action, topic string, auth credentials) reads {
 	b, err := d.bind(app, a, topic)
@@ -178,7 +173,7 @@ func (d *definition) reads(app core.App, a action, topic string, auth credential
 		authCollection, _ = app.FindCachedCollectionByNameOrId(auth.collection)
 	}
 	if p := d.plan(app, b, authCollection); p != nil {
-		return p.readsFor(questionOf(auth.id, topic, b.values))
+		return p.readsFor(questionOf(auth.id, auth.tokenKey, topic, b.values))
 	}
 
 	text := ""
@@ -211,8 +206,10 @@ func (d *definition) allows(app core.App, a action, topic string, who asker) (bo
 
 	if text != "" {
 		if p := d.plan(app, b, who.collection); p != nil {
-			// an error is not the last word: a plan ends with its ruleset
-			if allowed, err := p.allows(ctx, questionOf(who.id, topic, b.values)); err == nil {
+			// an error is not the last word, as a plan ends with its ruleset,
+			// nor is a denial of an account that may have become a guest
+			allowed, err := p.allows(ctx, questionOf(who.id, who.tokenKey, topic, b.values))
+			if err == nil && (allowed || who.collection == nil) {
 				return allowed, nil
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -23,8 +24,8 @@ const maxPlans = 500
 // plan is a rule as a prepared statement, for everybody of one auth collection
 // (or all guests) and all topics of a pattern.
 //
-// Core's resolver makes the statement, once, for stand-ins: a random text for
-// the id of the auth record, for the topic and for each parameter. Wherever a
+// Core's resolver makes the statement, once, for stand-ins: random texts for
+// the auth record's id, for the topic and for each parameter. Wherever a
 // stand-in is among the statement's values, a decision binds what it stands
 // for. That is the statement core would make for the real values, because its
 // text does not depend on them as long as they are texts that are not empty;
@@ -34,6 +35,7 @@ type plan struct {
 	values    []planValue
 	reads     reads // of the stand-ins
 	standIns  map[string]int
+	asking    chan struct{}
 }
 
 // planValue is bound to the statement: what a stand-in stands for or, if that
@@ -46,6 +48,7 @@ type planValue struct {
 // The first stand-ins; the parameters follow in the pattern's order.
 const (
 	standInAuth = iota
+	standInTokenKey
 	standInTopic
 	standInParams
 )
@@ -53,9 +56,9 @@ const (
 // question is what a plan's stand-ins stand for.
 type question []string
 
-func questionOf(authID, topic string, values params) question {
+func questionOf(authID, tokenKey, topic string, values params) question {
 	q := make(question, 0, standInParams+len(values))
-	q = append(q, authID, topic)
+	q = append(q, authID, tokenKey, topic)
 	for _, p := range values {
 		q = append(q, p.value)
 	}
@@ -71,14 +74,21 @@ type planKey struct {
 // plans are those of one ruleset, which is replaced when rules or collections
 // change.
 type plans struct {
-	mu        sync.Mutex
-	closed    bool
-	rules     map[planKey]*plan    // nil: the rule has none
-	tokenKeys map[string]*sql.Stmt // by the id of the auth collection
+	mu     sync.Mutex
+	closed bool
+	byRule map[planKey]*plan // nil: the rule has none
+
+	// asking has room for as many statements as may run at once. SQLite's work
+	// is the CPU's; more of them only make database/sql open connections
+	// beyond those that it keeps.
+	asking chan struct{}
 }
 
 func newPlans() *plans {
-	return &plans{rules: map[planKey]*plan{}, tokenKeys: map[string]*sql.Stmt{}}
+	return &plans{
+		byRule: map[planKey]*plan{},
+		asking: make(chan struct{}, max(8, 2*runtime.GOMAXPROCS(0))),
+	}
 }
 
 // close ends all plans. Who uses one at that moment is waited for, who uses
@@ -88,38 +98,12 @@ func (ps *plans) close() {
 	defer ps.mu.Unlock()
 
 	ps.closed = true
-	for _, p := range ps.rules {
+	for _, p := range ps.byRule {
 		if p != nil {
-			_ = p.statement.Close() // it is not used again
+			p.close()
 		}
 	}
-	for _, s := range ps.tokenKeys {
-		_ = s.Close()
-	}
-	ps.rules, ps.tokenKeys = nil, nil
-}
-
-// remember returns what load returns, which is asked once for each key. It is
-// the zero value if there is no room.
-func remember[K comparable, V any](ps *plans, in func() map[K]V, key K, load func() V, discard func(V)) V {
-	ps.mu.Lock()
-	known, ok := in()[key]
-	full := ps.closed || len(in()) >= maxPlans
-	ps.mu.Unlock()
-	if ok || full {
-		return known
-	}
-
-	loaded := load()
-
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if known, ok = in()[key]; ok || ps.closed || len(in()) >= maxPlans {
-		discard(loaded)
-		return known
-	}
-	in()[key] = loaded
-	return loaded
+	ps.byRule = nil
 }
 
 // of returns the plan of a rule, or nil if it has none.
@@ -133,48 +117,40 @@ func (ps *plans) of(app core.App, d *definition, text string, base, auth *core.C
 	if auth != nil {
 		key.auth = auth.Id
 	}
-	return remember(ps, func() map[planKey]*plan { return ps.rules }, key, func() *plan {
-		p, err := newPlan(app, db, d, text, base, auth)
-		if err != nil {
-			return nil // the decision itself will say what is wrong with the rule
-		}
+	if p, known := ps.known(key); known {
 		return p
-	}, func(p *plan) {
+	}
+
+	// the decision itself will say what is wrong with a rule
+	p, err := newPlan(app, db, d, text, base, auth)
+	if err != nil {
+		p = nil
+	} else {
+		p.asking = ps.asking
+	}
+
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if other, ok := ps.byRule[key]; ok || ps.closed || len(ps.byRule) >= maxPlans {
 		if p != nil {
-			_ = p.statement.Close()
+			p.close()
 		}
-	})
+		return other
+	}
+	ps.byRule[key] = p
+	return p
 }
 
-// tokenKey returns the token key of an auth record as it is now. It reports
-// false if it has to be found by other means.
-func (ps *plans) tokenKey(app core.App, c *core.Collection, id string) (key string, ok bool) {
-	db, isPlain := app.ConcurrentDB().(*dbx.DB)
-	if ps == nil || !isPlain {
-		return "", false
-	}
+// known also knows that there is no room for the plan.
+func (ps *plans) known(key planKey) (*plan, bool) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
 
-	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
-	defer cancel()
-
-	statement := remember(ps, func() map[string]*sql.Stmt { return ps.tokenKeys }, c.Id, func() *sql.Stmt {
-		s, err := db.DB().Prepare(fmt.Sprintf("SELECT %s FROM %s WHERE %s = ?",
-			db.QuoteColumnName(core.FieldNameTokenKey), db.QuoteTableName(c.Name), db.QuoteColumnName(core.FieldNameId)))
-		if err != nil {
-			return nil
-		}
-		return s
-	}, func(s *sql.Stmt) {
-		if s != nil {
-			_ = s.Close()
-		}
-	})
-	if statement == nil {
-		return "", false
-	}
-	err := statement.QueryRowContext(ctx, id).Scan(&key)
-	return key, err == nil
+	p, ok := ps.byRule[key]
+	return p, ok || ps.closed || len(ps.byRule) >= maxPlans
 }
+
+func (p *plan) close() { _ = p.statement.Close() } // it is not used again
 
 var errNoPlan = errors.New("the statement may depend on the values")
 
@@ -196,6 +172,7 @@ func newPlan(app core.App, db *dbx.DB, d *definition, text string, base, auth *c
 	var (
 		values params
 		id     = standIn(standInAuth)
+		token  = standIn(standInTokenKey)
 		topic  = standIn(standInTopic)
 	)
 	recordID := ""
@@ -214,7 +191,16 @@ func newPlan(app core.App, db *dbx.DB, d *definition, text string, base, auth *c
 		info.Auth.Id = id
 	}
 
-	statement, bound, err := existsQuery(app, base, recordID, ruleCondition(app, base, text, info, topic, values))
+	rule := ruleCondition(app, base, text, info, topic, values)
+	statement, bound, err := existsQuery(app, base, recordID, func(q *dbx.SelectQuery) error {
+		if auth != nil {
+			q.AndWhere(dbx.NewExp(
+				fmt.Sprintf("EXISTS (SELECT 1 FROM {{%s}} WHERE [[id]] = {:topicsID} AND [[tokenKey]] = {:topicsKey})", auth.Name),
+				dbx.Params{"topicsID": id, "topicsKey": token},
+			))
+		}
+		return rule(q)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -327,8 +313,16 @@ func (p *plan) mentioned(text string) bool {
 	return false
 }
 
-// allows asks the statement.
+// allows reports whether the rule lets somebody in who has an account, with
+// this token key: it is false too if the account is not there, or has another.
 func (p *plan) allows(ctx context.Context, q question) (bool, error) {
+	select {
+	case p.asking <- struct{}{}:
+		defer func() { <-p.asking }()
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+
 	args := make([]any, len(p.values))
 	for i, v := range p.values {
 		if v.standIn < 0 {

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
@@ -73,7 +72,7 @@ func TestPlansDecideLikeCore(t *testing.T) {
 					require.NoError(t, err)
 					without := withoutPlans(t, p, app, topic)
 
-					who, err := auth.asker(app, with.plans, time.Now(), subscriptions.SubscriptionOptions{})
+					who, err := auth.asker(app, subscriptions.SubscriptionOptions{})
 					require.NoError(t, err)
 					got, err := with.allows(app, actionSubscribe, topic, who)
 					require.NoError(t, err)
@@ -125,7 +124,7 @@ func TestPlansEndWithTheirRules(t *testing.T) {
 	denial := p.decide(app, actionSubscribe, "r/1", guest)
 	require.NotNil(t, denial)
 	require.Equal(t, codeRuleError, denial.code)
-	_, err = old.allows(t.Context(), questionOf("", "r/1", b.values))
+	_, err = old.allows(t.Context(), questionOf("", "", "r/1", b.values))
 	require.Error(t, err, "the old statement is closed")
 	require.Nil(t, before.plan(app, b, nil), "and makes no new ones")
 }
