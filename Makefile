@@ -38,6 +38,11 @@ test-e2e: $(NPM_READY) ## run the official SDK against the example app, in Node 
 $(NPM_READY): e2e/package-lock.json
 	cd e2e && npm ci --no-audit --no-fund
 
+.PHONY: bench
+bench: ## measure against the documented notify loop; BENCH="-scenario burst" and so on
+	go build -o $(BIN)/bench ./bench
+	$(BIN)/bench $(BENCH)
+
 .PHONY: lint
 lint: $(BIN)/tools.mod $(NPM_READY) ## check formatting, go.mod and code
 	@test -z "$$($(BIN)/gofumpt -l .)" || { $(BIN)/gofumpt -d .; exit 1; }

@@ -60,7 +60,7 @@ func openRooms(b *testing.B, open int, rule string) (*tests.TestApp, *Plugin) {
 		p.hub.clients.Store(c, struct{}{})
 		go func() { // the connection handler, without a connection
 			for range c.channel {
-				frames, err := c.take(nil)
+				frames, err := c.take()
 				if err != nil {
 					return
 				}

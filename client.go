@@ -35,10 +35,10 @@ type client struct {
 	channel chan subscriptions.Message
 
 	mu       sync.Mutex
-	head     frame // valid while headOut
-	headOut  bool  // the head is in the channel or being written
-	waiting  []frame
-	messages int // head, waiting and being written
+	queue    *[]frame  // borrowed from frameSlices, nil if empty
+	headOut  bool      // the first is in the channel, or frames are being written
+	handed   time.Time // when the first was put into the channel
+	messages int       // in the queue and being written
 	bytes    int
 	closed   bool
 
@@ -56,7 +56,9 @@ type client struct {
 	// the rest belongs to the connection handler's goroutine
 	greeted bool // PB_CONNECT was sent
 	writing bool
-	spare   []frame
+	flushed time.Time
+	shared  bool          // several messages shared the last flush
+	late    time.Duration // how long the last pause was too long
 	pulse   *time.Timer
 }
 
@@ -140,11 +142,13 @@ func (c *client) enqueue(f frame) bool {
 	c.messages++
 	c.bytes += size
 
-	if c.headOut {
-		c.waiting = append(c.waiting, f)
-		return true
+	if c.queue == nil {
+		c.queue = frameSlices.Get().(*[]frame)
 	}
-	c.handOver(f)
+	*c.queue = append(*c.queue, f)
+	if !c.headOut {
+		c.handOver(f)
+	}
 
 	return true
 }
@@ -152,15 +156,16 @@ func (c *client) enqueue(f frame) bool {
 // handOver expects c.mu to be held and headOut to be false, which means that
 // the channel is empty.
 func (c *client) handOver(f frame) {
-	c.head, c.headOut = f, true
+	c.headOut = true
+	c.handed = time.Now()
 	c.channel <- f.message()
 }
 
 // errClosed ends core's connection handler.
 var errClosed = errors.New("topics: the realtime client is closed")
 
-// take returns the frames that were waiting, the head first.
-func (c *client) take(into []frame) ([]frame, error) {
+// take returns the queue, whose first frame came out of the channel.
+func (c *client) take() (*[]frame, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
@@ -168,16 +173,18 @@ func (c *client) take(into []frame) ([]frame, error) {
 		return nil, errClosed
 	}
 
-	into = append(into, c.head)
-	into = append(into, c.waiting...)
-	clear(c.waiting)
-	c.waiting = shrink(c.waiting)
-
-	return into, nil
+	frames := c.queue
+	c.queue = nil
+	return frames, nil
 }
 
-// done says that the frames were written, and hands over the next head.
-func (c *client) done(frames []frame) {
+// done says that the frames were written, and hands over the next one.
+func (c *client) done(frames *[]frame) {
+	size := 0
+	for _, f := range *frames {
+		size += f.size()
+	}
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
@@ -185,26 +192,61 @@ func (c *client) done(frames []frame) {
 		return
 	}
 
-	c.messages -= len(frames)
-	for _, f := range frames {
-		c.bytes -= f.size()
-	}
+	c.messages -= len(*frames)
+	c.bytes -= size
 
-	c.head, c.headOut = frame{}, false
-	if len(c.waiting) > 0 {
-		next := c.waiting[0]
-		c.waiting[0] = frame{}
-		c.waiting = c.waiting[1:]
-		c.handOver(next)
+	c.headOut = false
+	if c.queue != nil {
+		c.handOver((*c.queue)[0])
 	}
 }
 
-// shrink empties frames and keeps its memory only if it is little.
-func shrink(frames []frame) []frame {
-	if cap(frames) > 64 {
-		return nil
+// frameSlices are the memory of queues, so that idle connections hold none.
+var frameSlices = sync.Pool{New: func() any {
+	frames := make([]frame, 0, 16)
+	return &frames
+}}
+
+// giveBack expects that nobody else has the frames.
+func giveBack(frames *[]frame) {
+	if cap(*frames) > 256 {
+		return // not what queues usually need
 	}
-	return frames[:0]
+	clear(*frames)
+	*frames = (*frames)[:0]
+	frameSlices.Put(frames)
+}
+
+const (
+	// flushPause is the least time between two flushes of a busy connection,
+	// so that what is published in a burst shares them. The first message after
+	// a quiet moment is sent at once.
+	flushPause = time.Millisecond
+
+	// A machine with more to write than it can lets its writers wait for the
+	// CPU. If messages pile up meanwhile, writers pause for some times as long,
+	// within this limit: flushes are what costs.
+	flushPauseMax    = 32 * time.Millisecond
+	flushPauseFactor = 4
+)
+
+// pause waits until the connection may be flushed again.
+func (c *client) pause() {
+	now := time.Now()
+
+	c.mu.Lock()
+	late := max(c.late, now.Sub(c.handed))
+	c.mu.Unlock()
+	c.late = 0
+
+	least := flushPause
+	if c.shared {
+		least = min(max(least, flushPauseFactor*late), flushPauseMax)
+	}
+	if rest := least - now.Sub(c.flushed); rest > 0 {
+		time.Sleep(rest)
+		c.late = time.Since(now) - rest
+	}
 }
 
 // write is the OnRealtimeMessageSend handler of the client. It runs in core's
@@ -226,16 +268,17 @@ func (c *client) write(e *core.RealtimeMessageEvent) error {
 		return e.Next()
 	}
 
-	frames, err := c.take(c.spare[:0])
+	c.pause()
+	frames, err := c.take()
 	if err != nil {
 		return err
 	}
 
 	c.writing = true
 	if e.App.OnRealtimeMessageSend().Length() == 1 {
-		err = c.writeAll(e, frames)
+		err = c.writeAll(e, *frames)
 	} else {
-		err = c.writeEach(e, frames)
+		err = c.writeEach(e, *frames)
 	}
 	c.writing = false
 	if err != nil {
@@ -245,9 +288,9 @@ func (c *client) write(e *core.RealtimeMessageEvent) error {
 		return err
 	}
 
+	c.flushed, c.shared = time.Now(), len(*frames) > 1
 	c.done(frames)
-	clear(frames)
-	c.spare = shrink(frames)
+	giveBack(frames)
 
 	if c.pulse != nil {
 		c.pulse.Reset(c.limits.heartbeat)
@@ -270,15 +313,18 @@ func (c *client) writeAll(e *core.RealtimeMessageEvent, frames []frame) error {
 	pooled := writeBuffers.Get().(*[]byte)
 	buf := (*pooled)[:0]
 	defer func() {
-		if cap(buf) <= 2*writeBufferSize {
-			*pooled = buf[:0]
-			writeBuffers.Put(pooled)
-		}
+		*pooled = buf[:0]
+		writeBuffers.Put(pooled)
 	}()
 
 	for i, f := range frames {
-		buf = f.appendTo(buf, c.idLine)
-		if len(buf) < writeBufferSize/2 && i < len(frames)-1 {
+		large := f.size() > writeBufferSize/2
+		if large {
+			buf = f.appendHead(buf, c.idLine)
+		} else {
+			buf = f.appendTo(buf, c.idLine)
+		}
+		if !large && len(buf) < writeBufferSize/2 && i < len(frames)-1 {
 			continue
 		}
 		if err := c.conn.arm(); err != nil {
@@ -288,6 +334,11 @@ func (c *client) writeAll(e *core.RealtimeMessageEvent, frames []frame) error {
 			return err
 		}
 		buf = buf[:0]
+		if large {
+			if _, err := e.Response.Write(f.data); err != nil {
+				return err
+			}
+		}
 	}
 
 	return e.Flush()
@@ -331,6 +382,14 @@ func (c *client) writeEach(e *core.RealtimeMessageEvent, frames []frame) error {
 	return e.Flush()
 }
 
+// queued is what waits for the client or is being written to it.
+func (c *client) queued() (messages, bytes int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	return c.messages, c.bytes
+}
+
 // closeSlow closes a client whose queue was full.
 func (c *client) closeSlow() {
 	if c.close() {
@@ -345,7 +404,7 @@ func (c *client) close() bool {
 	first := !c.closed
 	if first {
 		c.closed = true
-		c.waiting = nil
+		c.queue = nil
 		close(c.channel) // nobody sends to it any more: that takes c.mu and !c.closed
 	}
 	c.mu.Unlock()

@@ -41,9 +41,13 @@ func (f frame) appendTo(buf, idLine []byte) []byte {
 	if f.isHeartbeat() {
 		return append(buf, ":\n\n"...)
 	}
+	return append(f.appendHead(buf, idLine), f.data...)
+}
+
+// appendHead appends all but the data line. A heartbeat has none.
+func (f frame) appendHead(buf, idLine []byte) []byte {
 	buf = append(buf, idLine...)
-	buf = append(buf, f.event.line...)
-	return append(buf, f.data...)
+	return append(buf, f.event.line...)
 }
 
 type eventLine struct {

@@ -87,11 +87,11 @@ func (c *client) received() []string {
 	var names []string
 	for len(c.channel) > 0 {
 		<-c.channel
-		frames, err := c.take(nil)
+		frames, err := c.take()
 		if err != nil {
 			return names
 		}
-		for _, f := range frames {
+		for _, f := range *frames {
 			names = append(names, string(f.data.json()))
 		}
 		c.done(frames)

@@ -72,10 +72,11 @@ func clip(s string) string {
 	return s
 }
 
-// logClosed says why the plugin has closed a connection.
+// logClosed says why the plugin has closed a connection, and counts it.
 func (p *Plugin) logClosed(app core.App) func(*client, string) {
 	return func(c *client, code string) {
 		if code == codeWriteTimeout {
+			p.counters.writeTimeouts.Add(1)
 			app.Logger().Warn(
 				"Closed a realtime connection because its client stopped reading (write timeout)",
 				"code", code,
@@ -84,6 +85,7 @@ func (p *Plugin) logClosed(app core.App) func(*client, string) {
 			)
 			return
 		}
+		p.counters.slowConsumers.Add(1)
 		app.Logger().Warn(
 			"Closed a realtime connection because its client did not keep up (slow consumer)",
 			"code", code,
@@ -96,6 +98,7 @@ func (p *Plugin) logClosed(app core.App) func(*client, string) {
 
 func (p *Plugin) logSlowForeign(app core.App) func(string) {
 	return func(id string) {
+		p.counters.slowConsumers.Add(1)
 		app.Logger().Warn(
 			"Unregistered a realtime client of the app's own code because it did not keep up (slow consumer)",
 			"code", codeSlowConsumer,

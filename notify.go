@@ -173,6 +173,7 @@ func (p *Plugin) deliver(m Message) {
 		p.grants.markDirty(p.hub.stale(m.Topic, math.MaxInt)...)
 	}
 
+	p.counters.published.Add(1)
 	for _, c := range p.hub.publish(m, p.foreign) {
 		c.closeSlow()
 	}

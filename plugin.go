@@ -169,6 +169,8 @@ type Plugin struct {
 	logs    *logLimiter
 	closed  atomic.Bool
 
+	counters counters
+
 	// serving is the app that serves, which is not a transaction's
 	serving atomic.Pointer[core.App]
 }

@@ -45,8 +45,8 @@ func openLab(o options, name string, k kind) (*lab, error) {
 		Transport: &http.Transport{MaxIdleConnsPerHost: 64},
 		Timeout:   time.Minute,
 	}}
-	l.process = exec.Command(program, "-serve", string(k))
-	l.process.Env = append(os.Environ(), "TOPICS_BENCH_SERVE="+string(k)) // for the test's program
+	l.process = exec.Command(program)
+	l.process.Env = append(os.Environ(), serveEnv+"="+string(k))
 	l.process.Stderr = os.Stderr
 	if l.stdin, err = l.process.StdinPipe(); err != nil {
 		return nil, err
@@ -117,7 +117,7 @@ func (l *lab) open(n int, topic func(i int) string) error {
 }
 
 // stall opens connections that read only little, and that slowly.
-func (l *lab) stall(n int, topic string) ([]*subscriber, error) {
+func (l *lab) stall(n int, topics ...string) ([]*subscriber, error) {
 	var stalled []*subscriber
 	for range n {
 		s, err := connect(l.addr, 4096, &l.received)
@@ -127,7 +127,7 @@ func (l *lab) stall(n int, topic string) ([]*subscriber, error) {
 		s.stalled = make(chan struct{})
 		stalled = append(stalled, s)
 		l.subscribers = append(l.subscribers, s)
-		if err := l.subscribe(s, "", topic); err != nil {
+		if err := l.subscribe(s, "", topics...); err != nil {
 			return nil, err
 		}
 	}

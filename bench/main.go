@@ -26,20 +26,21 @@ type options struct {
 	profiles string
 }
 
+// serveEnv makes the program one of the servers.
+const serveEnv = "TOPICS_BENCH_SERVE"
+
 func main() {
-	// the servers are this program too
-	serveKind := flag.String("serve", "", "be a server of this kind (for the program itself)")
+	if k := os.Getenv(serveEnv); k != "" {
+		exit(serve(kind(k)))
+	}
+
 	scenario := flag.String("scenario", ".", "run the scenarios whose name matches this `regexp`")
 	opts := options{}
 	flag.IntVar(&opts.rounds, "rounds", 3, "measure each server this often; the table has the medians")
-	flag.DurationVar(&opts.duration, "duration", 3*time.Second, "how long each measurement publishes")
+	flag.DurationVar(&opts.duration, "duration", 2*time.Second, "how long each measurement publishes")
 	flag.Float64Var(&opts.scale, "scale", 1, "multiplies the numbers of connections")
 	flag.StringVar(&opts.profiles, "profiles", "", "write CPU profiles of the servers to this `folder`")
 	flag.Parse()
-
-	if *serveKind != "" {
-		exit(serve(kind(*serveKind)))
-	}
 
 	var err error
 	if opts.scenario, err = regexp.Compile(*scenario); err != nil {

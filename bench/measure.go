@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"math/rand/v2"
 	"net/http"
@@ -219,8 +220,12 @@ func (l *lab) pingPong(phase uint32, size int) (published, error) {
 }
 
 func (l *lab) publish(topic string, data json.RawMessage) error {
+	return l.publishContext(context.Background(), topic, data)
+}
+
+func (l *lab) publishContext(ctx context.Context, topic string, data json.RawMessage) error {
 	query := url.Values{"topic": {topic}}
-	request, err := http.NewRequest(http.MethodPost, "http://"+l.addr+"/bench/publish?"+query.Encode(), bytes.NewReader(data))
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+l.addr+"/bench/publish?"+query.Encode(), bytes.NewReader(data))
 	if err != nil {
 		return err
 	}

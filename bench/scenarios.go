@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -26,15 +28,16 @@ const roomCount = 1000
 func scenarios() []scenario {
 	list := []scenario{
 		{"burst-http", "1,000 subscribers, 16 HTTP publishers at once, 128 B", all, burstHTTP},
-		{"burst-loop", "1,000 subscribers, server code sends 200 messages of 128 B in a loop, again and again", all, burstLoop},
-		{"closed-loop", "1,000 subscribers, one HTTP publisher, which sends the next message when all have the one before", all, closedLoop},
-		{"paced-10", "1,000 subscribers, 10 messages a second", all, paced(10)},
+		{"burst-loop", "1,000 subscribers, server code sends 200 messages of 128 B in a loop, again and again", both, burstLoop},
+		{"closed-loop", "1,000 subscribers, one HTTP publisher, which sends the next message when all have the one before", both, closedLoop},
+		{"paced-10", "1,000 subscribers, 10 messages a second", both, paced(10)},
 		{"paced-50", "1,000 subscribers, 50 messages a second", all, paced(50)},
 		{"sparse", "100 subscribers among 4,000 connections, 100 messages a second", both, sparse},
 		{"many-topics", "5,000 clients on 1,000 topics, 16 HTTP publishers to random ones", both, manyTopics},
-		{"stalled-0", "1,000 subscribers after 20 messages of 60 KB, 50 messages of 128 B a second", both, stalled(0)},
+		{"stalled-0", "1,000 subscribers, 20 messages of 128 B a second", both, stalled(0)},
 		{"stalled-1", "the same, and 1 more that has stopped reading", both, stalled(1)},
 		{"stalled-1%", "the same, and 10 more that have stopped reading", both, stalled(10)},
+		{"stalled-memory", "1,000 clients that have stopped reading, and a publisher of 4 KB messages that never pauses", []kind{plugin}, stalledMemory},
 		{"large-20", "200 subscribers, 20 messages of 20 KB a second", both, large(20 << 10)},
 		{"large-60", "200 subscribers, 20 messages of 60 KB a second", both, large(60 << 10)},
 		{"storm", "5,000 signed-in clients come at once, each to five topics, which topics guards by a rule that reads a collection", both, storm},
@@ -158,35 +161,47 @@ func stalled(count int) func(*lab) ([]metric, error) {
 		if err := l.openWarm(l.scaled(1000), same("open/0")); err != nil {
 			return nil, err
 		}
-		if _, err := l.stall(count, "open/0"); err != nil {
+		_, err := l.block(count, "open/0")
+		if l.kind != plugin && errors.Is(err, context.DeadlineExceeded) {
+			return []metric{{hangs, 1}}, nil
+		}
+		if err != nil {
 			return nil, err
 		}
-		l.http.Timeout = 3*l.duration + 2*time.Second
-		if l.kind != plugin && count > 0 {
-			return l.stuck()
-		}
-		if err := l.fill(20); err != nil {
-			return nil, err
-		}
-		return l.paced(50, 128)
+		return l.paced(20, 128)
 	}
 }
 
-// fill sends messages of 60 KB.
-func (l *lab) fill(count int) error {
-	_, err := l.measure(func(phase uint32) (published, error) {
-		return l.loop(phase, loopParams{Prefix: "open/", Topics: 1, Count: count, Size: 60 << 10, Every: int64(20 * time.Millisecond)})
-	})
-	return err
-}
+// hangs is the metric of a server that does not come to an end.
+const hangs = "publishing hangs for good"
 
-// stuck shows that a publish does not come back.
-func (l *lab) stuck() ([]metric, error) {
-	hangs := 0.0
-	if err := l.fill(200); err != nil {
-		hangs = 1
+// block opens connections that subscribe to the topic and to another one, and
+// publishes to the other one until they have a queue.
+func (l *lab) block(count int, topic string) ([]*subscriber, error) {
+	if count == 0 {
+		return nil, nil
 	}
-	return []metric{{"publishing hangs for good", hangs}}, nil
+	blocked, err := l.stall(count, topic, "open/fill")
+	if err != nil {
+		return nil, err
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	for range 200 {
+		if err := l.publishContext(ctx, "open/fill", message{}.append(nil, makePad(60<<10))); err != nil {
+			return nil, err
+		}
+		time.Sleep(10 * time.Millisecond)
+		u, err := l.usage(false)
+		if err != nil {
+			return nil, err
+		}
+		if u.Topics != nil && u.Topics.QueuedMessages > 2*count {
+			return blocked, nil
+		}
+	}
+	return nil, errors.New("the sockets take everything")
 }
 
 func large(size int) func(*lab) ([]metric, error) {
@@ -300,14 +315,9 @@ func memory(l *lab) ([]metric, error) {
 	}
 
 	const queued = 500
-	blocked, err := l.stall(l.scaled(200), "open/blocked")
+	blocked, err := l.block(l.scaled(200), "open/blocked")
 	if err != nil {
 		return nil, err
-	}
-	for range 6 {
-		if err := l.publish("open/blocked", message{}.append(nil, makePad(60<<10))); err != nil {
-			return nil, err
-		}
 	}
 	before, err = l.settled()
 	if err != nil {
@@ -335,3 +345,60 @@ func (l *lab) settled() (u usage, err error) {
 	}
 	return u, nil
 }
+
+// stalledMemory goes on until the write deadline has closed all clients.
+func stalledMemory(l *lab) ([]metric, error) {
+	if err := l.warm(); err != nil {
+		return nil, err
+	}
+	before, err := l.settled()
+	if err != nil {
+		return nil, err
+	}
+	clients := l.scaled(1000)
+	if _, err := l.stall(clients, "open/0"); err != nil {
+		return nil, err
+	}
+	connected, err := l.usage(true)
+	if err != nil {
+		return nil, err
+	}
+
+	var (
+		peak      int64
+		published int
+		stats     = *connected.Topics
+	)
+	for end := time.Now().Add(3 * writeTimeout); stats.SlowConsumers+stats.WriteTimeouts < uint64(clients); {
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("%d of %d clients are still there", stats.Connections, clients)
+		}
+		for range 50 {
+			if err := l.publish("open/0", message{}.append(nil, makePad(4<<10))); err != nil {
+				return nil, err
+			}
+			published++
+		}
+		u, err := l.usage(false)
+		if err != nil {
+			return nil, err
+		}
+		peak, stats = max(peak, u.Heap), *u.Topics
+	}
+	after, err := l.settled()
+	if err != nil {
+		return nil, err
+	}
+	return []metric{
+		{"messages published", float64(published)},
+		{"closed as slow consumers", float64(stats.SlowConsumers)},
+		{"closed by the write deadline", float64(stats.WriteTimeouts)},
+		{"heap before, MB", megabytes(before.Heap)},
+		{"heap with all connected, MB", megabytes(connected.Heap)},
+		{"largest heap, MB", megabytes(peak)},
+		{"heap after they were closed, MB", megabytes(after.Heap)},
+		{"connections left", float64(after.Connections)},
+	}, nil
+}
+
+func megabytes(n int64) float64 { return float64(n) / (1 << 20) }

@@ -36,6 +36,9 @@ const (
 // The rule of the topics room/{room} and the collections that it reads.
 const memberRule = "@request.auth.id != '' && @collection.members.room ?= @topic.room && @collection.members.user ?= @request.auth.id"
 
+// writeTimeout is shorter than the default, so that the scenarios see its end.
+const writeTimeout = 5 * time.Second
+
 // serve runs a server until its standard input ends, which it does with the
 // process that has started it.
 func serve(k kind) error {
@@ -54,7 +57,7 @@ func serve(k kind) error {
 		everyone, members := "", memberRule
 		// heartbeats would be counted for idle connections, in windows too
 		// short to show their true share
-		err := topics.Register(app, topics.Config{Heartbeat: -1, Topics: []topics.Topic{
+		err := topics.Register(app, topics.Config{Heartbeat: -1, WriteTimeout: writeTimeout, Topics: []topics.Topic{
 			{Pattern: "open/{name}", SubscribeRule: &everyone, PublishRule: &everyone},
 			{Pattern: "room/{room}", SubscribeRule: &members},
 		}})
@@ -227,6 +230,8 @@ type usage struct {
 	Stacks      int64 `json:"stacks"`
 	Resident    int64 `json:"resident"`
 	Connections int   `json:"connections"`
+
+	Topics *topics.Stats `json:"topics,omitempty"`
 }
 
 func (s *server) usage(e *core.RequestEvent) error {
@@ -236,13 +241,18 @@ func (s *server) usage(e *core.RequestEvent) error {
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	return e.JSON(http.StatusOK, usage{
+	answer := usage{
 		CPU:         int64(cpuTime()),
 		Heap:        int64(m.HeapAlloc),
 		Stacks:      int64(m.StackInuse),
 		Resident:    resident(),
 		Connections: s.app.SubscriptionsBroker().TotalClients(),
-	})
+	}
+	if s.kind == plugin {
+		stats := topics.From(s.app).Stats()
+		answer.Topics = &stats
+	}
+	return e.JSON(http.StatusOK, answer)
 }
 
 // profile starts (?to=file) or stops a CPU profile.
