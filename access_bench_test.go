@@ -73,7 +73,7 @@ func openRooms(b *testing.B, open int, rule string) (*tests.TestApp, *Plugin) {
 			collection: users.Id, id: fmt.Sprintf("user%d", i), tokenKey: fmt.Sprintf("key%d", i), secret: users.AuthToken.Secret,
 		})
 		require.Nil(b, p.grants.decideFor(g))
-		require.NoError(b, c.replaceDuring(map[string]*grant{key: g}, func() error { c.Subscribe(key); return nil }))
+		require.NoError(b, c.replaceDuring(map[string]*admission{key: {grant: g}}, func() error { c.Subscribe(key); return nil }))
 	}
 
 	return app, p

@@ -3,6 +3,7 @@ package topics
 import (
 	"encoding/json"
 	"sync/atomic"
+	"time"
 )
 
 // Message is one message on its way to the subscribers of a topic.
@@ -16,6 +17,19 @@ type Message struct {
 
 	// Except is the id of a client that does not get the message, or empty.
 	Except string `json:"except,omitempty"`
+
+	// Event is a name that the sender has given the message, or empty.
+	// Subscribers with the envelope option see it.
+	Event string `json:"event,omitempty"`
+
+	// Sender is who published the message through the API, or nil.
+	Sender *Sender `json:"sender,omitempty"`
+
+	// Time is when the message was sent.
+	Time time.Time `json:"time"`
+
+	// id receives the message's id, where the broker delivers at once
+	id *string
 }
 
 // Broker carries messages from the process that publishes to the hub of every
@@ -30,7 +44,7 @@ type Broker interface {
 
 	// Subscribe sets the handler that gets every published message, this
 	// process's own included. It is called once, before any Publish. The
-	// handler does not block.
+	// handler waits for no client, but may read the database.
 	Subscribe(handler func(Message)) error
 
 	// Close stops the broker and waits for what it has started. After it the

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -44,7 +45,7 @@ type client struct {
 
 	subsMu    sync.Mutex
 	subs      map[string]*subscription
-	granted   map[string]*grant // while replacing: of the new keys
+	granted   map[string]*admission // while replacing: of the new keys
 	replacing bool
 	known     bool // counted in hub.registered
 	discarded bool
@@ -52,6 +53,10 @@ type client struct {
 	// turn serialises the client's subscribe requests; its holder owns told
 	turn chan struct{}
 	told map[string]struct{} // denied keys whose notice was sent
+
+	// how many subscriptions read from a history, and how many have a position
+	behind   atomic.Int32
+	resuming atomic.Int32
 
 	// the rest belongs to the connection handler's goroutine
 	greeted bool // PB_CONNECT was sent
@@ -289,8 +294,10 @@ func (c *client) write(e *core.RealtimeMessageEvent) error {
 	}
 
 	c.flushed, c.shared = time.Now(), len(*frames) > 1
+	c.noteFlushed(*frames)
 	c.done(frames)
 	giveBack(frames)
+	c.refill()
 
 	if c.pulse != nil {
 		c.pulse.Reset(c.limits.heartbeat)
@@ -380,6 +387,15 @@ func (c *client) writeEach(e *core.RealtimeMessageEvent, frames []frame) error {
 	}
 
 	return e.Flush()
+}
+
+// hasRoom reports whether more of a history may be queued: half of the queue is
+// for what is live.
+func (c *client) hasRoom() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	return c.messages < max(1, c.limits.messages/2) && c.bytes < c.limits.bytes/2 && !c.closed
 }
 
 // queued is what waits for the client or is being written to it.

@@ -47,6 +47,9 @@ var (
 	// ErrTransactionOver says that the given app belongs to a transaction that
 	// has already ended, so that there is no commit to wait for: use the outer
 	// app after a transaction.
+	ErrInvalidEvent    = errors.New("topics: the event must be a text of at most 64 bytes")
+	ErrNoHistory       = errors.New("topics: the topic keeps no history")
+	ErrInvalidPosition = errors.New("topics: the position is not the id of a message")
 	ErrTransactionOver = errors.New("topics: the app's transaction is over; use the outer app")
 )
 
@@ -58,6 +61,8 @@ const (
 	codeRuleError = "topic_rule_error"
 	codeReserved  = "topic_reserved"
 	codeRevoked   = "topic_revoked"
+	codeOptions   = "topic_options_invalid"
+	codeGap       = "topic_gap"
 
 	codePayloadRequired = "payload_required"
 	codePayloadInvalid  = "payload_invalid"
@@ -72,6 +77,11 @@ const (
 	codeBodyInvalid     = "body_invalid"
 	codeMessagesInvalid = "messages_invalid"
 	codeTooManyMessages = "too_many_messages"
+	codeEventInvalid    = "event_invalid"
+	codeKeyInvalid      = "idempotency_key_invalid"
+	codeSinceInvalid    = "since_invalid"
+	codeLimitInvalid    = "limit_invalid"
+	codeNoHistory       = "topic_without_history"
 )
 
 // action is what somebody wants to do with a topic. Each has a rule.
@@ -121,6 +131,10 @@ func denyUnknown() *denial {
 
 func denyMalformed() *denial {
 	return &denial{code: codeMalformed, message: "The topic name is malformed. Use segments of letters, digits and -_.:@~ joined by single slashes, at most 255 bytes in all."}
+}
+
+func denyOptions() *denial {
+	return &denial{code: codeOptions, message: "The options of this subscription are not valid. replay must be a number from 0 on, envelope true or false, and resume a text of 1 to 128 bytes."}
 }
 
 func denyReserved() *denial {

@@ -290,10 +290,13 @@ type foreignHold struct {
 var _ holder = (*foreignHold)(nil)
 
 // setGrants replaces what a foreign client holds.
-func (fc *foreignClients) setGrants(c subscriptions.Client, keys []string, granted map[string]*grant) {
+func (fc *foreignClients) setGrants(c subscriptions.Client, keys []string, admitted map[string]*admission) {
 	fresh := make(map[string]*foreignHold, len(keys))
 	for _, key := range keys {
-		g := granted[key]
+		var g *grant
+		if a := admitted[key]; a != nil {
+			g = a.grant
+		}
 		fresh[key] = &foreignHold{fc: fc, client: c, key: key, grant: g}
 		if g != nil {
 			fc.grants.hold(g, fresh[key])
@@ -354,7 +357,7 @@ func (h *foreignHold) revoke(g *grant, marked uint64, o outcome) bool {
 	if held {
 		h.client.Unsubscribe(h.key)
 		fc.grants.drop(g, h)
-		fc.send(h.client, o.revocation(g.key.topic).onKey(h.key))
+		fc.send(h.client, o.revocation(g.key.topic).onKey(h.key, false))
 	}
 	return true
 }

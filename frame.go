@@ -9,10 +9,11 @@ import "github.com/pocketbase/pocketbase/tools/subscriptions"
 type frame struct {
 	event *eventLine
 	data  dataLine
+	entry *entry // nil for what is not a topic's message
 }
 
 // heartbeat is the frame that becomes an event stream comment.
-var heartbeat = frame{}
+var heartbeat = frame{} // without an event
 
 func newFrame(m subscriptions.Message) frame {
 	return frame{event: newEventLine(m.Name), data: newDataLine(m.Data)}

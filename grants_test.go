@@ -67,7 +67,7 @@ func (b *bench) client() *client {
 
 // admit does what a subscribe request does between deciding and core.
 func (b *bench) admit(c *client, g *grant, key string) {
-	require.NoError(b.t, c.replaceDuring(map[string]*grant{key: g}, func() error {
+	require.NoError(b.t, c.replaceDuring(map[string]*admission{key: {grant: g}}, func() error {
 		c.Unsubscribe()
 		c.Subscribe(key)
 		return nil

@@ -59,7 +59,7 @@ func (p *Plugin) onTerminate(e *core.TerminateEvent) error {
 	ctx, cancel := context.WithTimeout(context.Background(), p.config.WriteTimeout)
 	defer cancel()
 
-	if err := p.close(ctx); err != nil {
+	if err := p.close(ctx, e.App); err != nil {
 		e.App.Logger().Error("Failed to close the topics plugin", "error", err.Error())
 	}
 

@@ -31,6 +31,9 @@ type hub struct {
 
 	clients sync.Map // *client -> struct{}, all connected ones
 
+	positions *positions
+	overlap   time.Duration // Config.ResumeOverlap
+
 	// registered counts the clients that are certainly in PocketBase's broker:
 	// never more than there are
 	registered atomic.Int64
@@ -42,20 +45,26 @@ type hubShard struct {
 	// topic -> subscription key -> its subscribers. Holding mu while queuing a
 	// message is what gives all subscribers of a topic one order.
 	topics map[string]map[string]*keyGroup
+
+	// the histories of topics that keep one
+	logs map[string]*topicLog
 }
 
 // keyGroup holds the subscribers with the same subscription key, which share
 // the event line of their frames.
 type keyGroup struct {
 	event       *eventLine
+	enveloped   bool
 	subscribers []*subscription
 }
 
 // subscription is one key of one client, as the hub sees it.
 type subscription struct {
-	client *client
-	topic  string
-	key    string
+	client   *client
+	topic    string
+	key      string
+	options  subscribeOptions
+	position *position // of the resume option, where the topic keeps a history
 
 	// guarded by the shard's lock
 	group     *keyGroup
@@ -63,12 +72,14 @@ type subscription struct {
 	grant     *grant // nil: Go code subscribed the client, no rule was asked
 	held      []frame
 	heldBytes int
+	behind    *cursor // nil: it is live
 }
 
 func newHub() *hub {
 	h := &hub{seed: maphash.MakeSeed()}
 	for i := range h.shards {
 		h.shards[i].topics = map[string]map[string]*keyGroup{}
+		h.shards[i].logs = map[string]*topicLog{}
 	}
 	return h
 }
@@ -77,7 +88,8 @@ func (h *hub) shard(topic string) *hubShard {
 	return &h.shards[maphash.String(h.seed, topic)%hubShards]
 }
 
-// add makes s receive its topic's messages.
+// add makes s receive its topic's messages, after what it has asked for of
+// those before.
 func (h *hub) add(s *subscription) {
 	shard := h.shard(s.topic)
 	shard.mu.Lock()
@@ -90,12 +102,13 @@ func (h *hub) add(s *subscription) {
 	}
 	group := keys[s.key]
 	if group == nil {
-		group = &keyGroup{event: newEventLine(s.key)}
+		group = &keyGroup{event: newEventLine(s.key), enveloped: s.options.envelope}
 		keys[s.key] = group
 	}
 
 	s.group, s.pos = group, len(group.subscribers)
 	group.subscribers = append(group.subscribers, s)
+	h.enter(shard, s)
 }
 
 func (h *hub) remove(s *subscription) {
@@ -104,6 +117,11 @@ func (h *hub) remove(s *subscription) {
 	defer shard.mu.Unlock()
 
 	group := s.group
+	s.group = nil
+	if s.behind != nil {
+		s.behind = nil
+		s.client.behind.Add(-1)
+	}
 	last := len(group.subscribers) - 1
 	group.subscribers[s.pos] = group.subscribers[last]
 	group.subscribers[s.pos].pos = s.pos
@@ -129,8 +147,8 @@ func (h *hub) setGrant(s *subscription, g *grant) {
 	s.grant = g
 }
 
-// release queues what was held back while the grant was stale. It reports
-// false if the client's queue was full.
+// release queues what was held back while the grant was stale, or what is to
+// follow from the history. It reports false if the client's queue was full.
 func (h *hub) release(s *subscription, g *grant) (ok bool) {
 	shard := h.shard(s.topic)
 	shard.mu.Lock()
@@ -139,12 +157,17 @@ func (h *hub) release(s *subscription, g *grant) (ok bool) {
 	if s.grant != g || !g.fresh(time.Now().UnixNano()) {
 		return true
 	}
-	for _, f := range s.held {
-		if !s.client.enqueue(f) {
-			return false
+	for i, f := range s.held {
+		if s.client.enqueue(f) {
+			continue
 		}
+		s.held = s.held[i:]
+		return s.fallBehind(f.entry)
 	}
 	s.held, s.heldBytes = nil, 0
+	if s.group != nil {
+		h.fill(shard, s)
+	}
 	return true
 }
 
@@ -175,31 +198,35 @@ func (h *hub) stale(topic string, limit int) []*grant {
 	return slices.Collect(maps.Keys(found))
 }
 
-// publish queues the message for every subscriber of its topic and for the
-// foreign clients. Where a subscriber's grant is stale, the message is held
+// publish gives the message its place in the topic's history, if that is kept,
+// and queues it for every subscriber and for the foreign clients. Where a subscriber's grant is stale, the message is held
 // back. It returns the clients whose queue was full: the caller closes them.
-func (h *hub) publish(m Message, foreign *foreignClients) (slow []*client) {
-	data := newDataLine(m.Data)
+func (h *hub) publish(m Message, foreign *foreignClients, history *history, r retention) (id string, slow []*client) {
+	e := newEntry(m)
 	sweep := foreign.present(h.registered.Load())
 
 	shard := h.shard(m.Topic)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
+	if r.keeps() {
+		history.keep(shard, e, r)
+	}
 	now := time.Now().UnixNano()
 	for _, group := range shard.topics[m.Topic] {
-		slow = group.fanOut(data, m.Except, now, slow)
+		slow = group.fanOut(e, now, slow)
 	}
 	if sweep {
-		foreign.queue(m, data)
+		foreign.queue(m, e.plain)
 	}
 
-	return slow
+	return e.id(), slow
 }
 
-func (g *keyGroup) fanOut(data dataLine, except string, now int64, slow []*client) []*client {
+func (g *keyGroup) fanOut(e *entry, now int64, slow []*client) []*client {
+	f := frame{event: g.event, data: e.line(g.enveloped), entry: e}
 	if len(g.subscribers) <= fanOutChunk {
-		return g.fanOutChunk(g.subscribers, data, except, now, slow)
+		return g.fanOutChunk(g.subscribers, f, now, slow)
 	}
 
 	// a goroutine for each few thousand subscribers, waited for under the
@@ -211,7 +238,7 @@ func (g *keyGroup) fanOut(data dataLine, except string, now int64, slow []*clien
 	for start := 0; start < len(g.subscribers); start += fanOutChunk {
 		chunk := g.subscribers[start:min(start+fanOutChunk, len(g.subscribers))]
 		workers.Go(func() error {
-			if found := g.fanOutChunk(chunk, data, except, now, nil); len(found) > 0 {
+			if found := g.fanOutChunk(chunk, f, now, nil); len(found) > 0 {
 				mu.Lock()
 				slow = append(slow, found...)
 				mu.Unlock()
@@ -224,10 +251,10 @@ func (g *keyGroup) fanOut(data dataLine, except string, now int64, slow []*clien
 	return slow
 }
 
-func (g *keyGroup) fanOutChunk(subscribers []*subscription, data dataLine, except string, now int64, slow []*client) []*client {
-	f := frame{event: g.event, data: data}
+func (g *keyGroup) fanOutChunk(subscribers []*subscription, f frame, now int64, slow []*client) []*client {
+	except := f.entry.message.Except
 	for _, s := range subscribers {
-		if s.client.id == except {
+		if s.client.id == except || s.behind != nil {
 			continue
 		}
 		ok := false
@@ -236,7 +263,7 @@ func (g *keyGroup) fanOutChunk(subscribers []*subscription, data dataLine, excep
 		} else {
 			ok = s.hold(f)
 		}
-		if !ok {
+		if !ok && !s.fallBehind(f.entry) {
 			slow = append(slow, s.client)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"time"
 	"unicode/utf8"
 
 	"github.com/pocketbase/dbx"
@@ -15,6 +16,14 @@ import (
 
 // controlKey is the top-level key that marks the plugin's own messages.
 const controlKey = "@topics"
+
+// Event names the message. Subscribers with the envelope option see it. It has
+// at most 64 bytes: Notify returns [ErrInvalidEvent] for others.
+func Event(name string) Option {
+	return func(m *Message) { m.Event = name }
+}
+
+const maxEvent = 64
 
 // Option changes how a message is sent.
 type Option func(*Message)
@@ -34,7 +43,7 @@ func Except(clientID string) Option {
 //
 // It returns, wrapped, [ErrNotRegistered], [ErrClosed], [ErrMalformedTopic],
 // [ErrReservedTopic], [ErrInvalidPayload], [ErrPayloadTooLarge],
-// [ErrReservedPayload] or [ErrTransactionOver], or what [Config.Broker]
+// [ErrReservedPayload], [ErrInvalidEvent] or [ErrTransactionOver], or what [Config.Broker]
 // returns; in each case nothing is sent.
 func Notify(app core.App, topic string, data any, opts ...Option) error {
 	p := From(app)
@@ -67,13 +76,18 @@ func (p *Plugin) Notify(app core.App, topic string, data any, opts ...Option) er
 		return err
 	}
 
-	m := Message{Topic: topic, Data: raw}
+	m := Message{Topic: topic, Data: raw, Time: time.Now()}
 	for _, opt := range opts {
 		opt(&m)
+	}
+	if !validEvent(m.Event) {
+		return fmt.Errorf("%w: %q", ErrInvalidEvent, clip(m.Event))
 	}
 
 	return p.send(app, m)
 }
+
+func validEvent(name string) bool { return len(name) <= maxEvent && utf8.ValidString(name) }
 
 // checkPayload expects compact JSON.
 func (p *Plugin) checkPayload(raw []byte) error {
@@ -120,21 +134,25 @@ func (p *Plugin) send(app core.App, m Message) error {
 		return err
 	}
 
+	place := p.commits.join(m.Topic)
 	tx.OnComplete(func(txErr error) error {
 		if txErr != nil {
+			place.leave()
 			return nil
 		}
 		// whoever loses access in this transaction does not get the message,
 		// also if it was the first thing in it
 		p.writes.flush(tx)
-		if err := p.config.Broker.Publish(m); err != nil {
-			// an error here would look as if the commit had failed
-			app.Logger().Error(
-				"Failed to send a realtime message after its transaction",
-				"topic", m.Topic,
-				"error", err.Error(),
-			)
-		}
+		place.arrive(func() {
+			if err := p.config.Broker.Publish(m); err != nil {
+				// an error here would look as if the commit had failed
+				app.Logger().Error(
+					"Failed to send a realtime message after its transaction",
+					"topic", m.Topic,
+					"error", err.Error(),
+				)
+			}
+		})
 		return nil
 	})
 
@@ -173,8 +191,20 @@ func (p *Plugin) deliver(m Message) {
 		p.grants.markDirty(p.hub.stale(m.Topic, math.MaxInt)...)
 	}
 
+	r := p.retentionOf(m.Topic)
+	if r.keeps() {
+		app := p.outerApp()
+		if err := p.history.open(app, m.Topic, r); err != nil {
+			p.logHistoryError(app, m.Topic, err) // and start a new one
+		}
+	}
+
 	p.counters.published.Add(1)
-	for _, c := range p.hub.publish(m, p.foreign) {
+	id, slow := p.hub.publish(m, p.foreign, p.history, r)
+	if m.id != nil {
+		*m.id = id
+	}
+	for _, c := range slow {
 		c.closeSlow()
 	}
 }

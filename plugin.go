@@ -99,6 +99,35 @@ type Config struct {
 	// processes. Default 1 minute, -1 never does.
 	SweepInterval time.Duration
 
+	// HistoryMessages is the most that any topic keeps, whatever its rule says.
+	// Default 1000.
+	HistoryMessages int
+
+	// HistoryBytes is the most that any topic keeps in bytes of JSON. Default
+	// 1 MiB.
+	HistoryBytes int
+
+	// HistoryInMemory keeps histories and positions in memory only, so that a
+	// restart ends them. By default they are also in PocketBase's auxiliary
+	// database.
+	HistoryInMemory bool
+
+	// MaxTopics is how many topics may have a history. Beyond it, those that
+	// were not used for the longest time lose theirs. Default 100,000.
+	MaxTopics int
+
+	// ResumeFor is how long the position of a subscriber with the resume option
+	// is kept after its connection has ended. Default 5 minutes.
+	ResumeFor time.Duration
+
+	// ResumeOverlap is how long before the end of a connection a message must
+	// have been sent to it to count as received. What was sent later is sent
+	// again, with the same id. Default 5 seconds, -1 for none.
+	ResumeOverlap time.Duration
+
+	// MaxPositions is how many positions are kept. Default 100,000.
+	MaxPositions int
+
 	// Broker carries each message to the hub of every server process. Default
 	// nil: messages stay in this process.
 	Broker Broker
@@ -131,6 +160,27 @@ func (c Config) withDefaults() Config {
 	if c.SweepInterval == 0 {
 		c.SweepInterval = time.Minute
 	}
+	if c.HistoryMessages == 0 {
+		c.HistoryMessages = 1000
+	}
+	if c.HistoryBytes == 0 {
+		c.HistoryBytes = 1 << 20
+	}
+	if c.MaxTopics == 0 {
+		c.MaxTopics = 100_000
+	}
+	if c.ResumeFor == 0 {
+		c.ResumeFor = 5 * time.Minute
+	}
+	switch c.ResumeOverlap {
+	case 0:
+		c.ResumeOverlap = 5 * time.Second
+	case -1:
+		c.ResumeOverlap = 0
+	}
+	if c.MaxPositions == 0 {
+		c.MaxPositions = 100_000
+	}
 	if c.Broker == nil {
 		c.Broker = new(localBroker)
 	}
@@ -152,6 +202,18 @@ func (c Config) validate() error {
 		return fmt.Errorf("topics: Config.MaxPayload must be between 1 and half of QueueBytes (%d), or -1 for that half, got %d", c.QueueBytes, c.MaxPayload)
 	case c.SweepInterval != -1 && c.SweepInterval < time.Millisecond:
 		return fmt.Errorf("topics: Config.SweepInterval must be at least 1ms, or -1 for never, got %v", c.SweepInterval)
+	case c.HistoryMessages < 1:
+		return fmt.Errorf("topics: Config.HistoryMessages must be at least 1, got %d", c.HistoryMessages)
+	case c.HistoryBytes < 1:
+		return fmt.Errorf("topics: Config.HistoryBytes must be at least 1, got %d", c.HistoryBytes)
+	case c.MaxTopics < 1:
+		return fmt.Errorf("topics: Config.MaxTopics must be at least 1, got %d", c.MaxTopics)
+	case c.ResumeFor < time.Second:
+		return fmt.Errorf("topics: Config.ResumeFor must be at least 1s, got %v", c.ResumeFor)
+	case c.ResumeOverlap < 0:
+		return fmt.Errorf("topics: Config.ResumeOverlap must be positive, or -1 for none, got %v", c.ResumeOverlap)
+	case c.MaxPositions < 1:
+		return fmt.Errorf("topics: Config.MaxPositions must be at least 1, got %d", c.MaxPositions)
 	case c.MaxPublishMessages < 1:
 		return fmt.Errorf("topics: Config.MaxPublishMessages must be at least 1, got %d", c.MaxPublishMessages)
 	}
@@ -166,10 +228,16 @@ type Plugin struct {
 	grants  *grants
 	writes  *writes
 	foreign *foreignClients
+	history *history
+	commits *commits
+	repeats *repeats
 	logs    *logLimiter
 	closed  atomic.Bool
 
 	counters counters
+
+	// registered is the app that the plugin was given
+	registered core.App
 
 	// serving is the app that serves, which is not a transaction's
 	serving atomic.Pointer[core.App]
@@ -206,7 +274,13 @@ func Register(app core.App, config Config) error {
 		hub:    newHub(),
 		grants: newGrants(rules, config.SweepInterval),
 		logs:   newLogLimiter(),
+
+		registered: app,
+
+		commits: newCommits(),
+		repeats: newRepeats(),
 	}
+	p.history = newHistory(p.hub, config, p.retentionOf)
 	p.writes = newWrites(p.onWritten)
 	p.grants.decide, p.grants.revoked = p.decideGrant, p.logRevoked
 	p.foreign = newForeignClients(app.SubscriptionsBroker(), p.grants, foreignLimits{
@@ -240,6 +314,15 @@ func From(app core.App) *Plugin {
 
 // app returns the app to decide with: requestApp, unless that is the app of a
 // transaction, which others cannot see and which ends.
+// outerApp is an app that is not a transaction's, unless the plugin was
+// registered in one.
+func (p *Plugin) outerApp() core.App {
+	if serving := p.serving.Load(); serving != nil {
+		return *serving
+	}
+	return p.registered
+}
+
 func (p *Plugin) app(requestApp core.App) core.App {
 	if serving := p.serving.Load(); serving != nil && requestApp.IsTransactional() {
 		return *serving
@@ -249,7 +332,7 @@ func (p *Plugin) app(requestApp core.App) core.App {
 
 // close ends all of the plugin's goroutines and waits for them. It is safe to
 // call it more than once.
-func (p *Plugin) close(ctx context.Context) error {
+func (p *Plugin) close(ctx context.Context, app core.App) error {
 	if p.closed.Swap(true) {
 		return nil
 	}
@@ -258,6 +341,7 @@ func (p *Plugin) close(ctx context.Context) error {
 	p.hub.close()
 	p.grants.close()
 	p.foreign.close(ctx)
+	err = errors.Join(err, p.history.close(app))
 	p.rules.close()
 
 	return err

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	validation "github.com/pocketbase/ozzo-validation/v4"
@@ -30,6 +31,7 @@ func (p *Plugin) bindRoutes(e *core.ServeEvent) {
 
 	group := e.Router.Group("/api/topics")
 	group.GET("/access", p.handleAccess).Bind(apis.SkipSuccessActivityLog())
+	group.GET("/history", p.handleHistory).Bind(apis.SkipSuccessActivityLog())
 	group.POST("/publish", func(e *core.RequestEvent) error { return p.handlePublish(e, limit) }).
 		Bind(
 			apis.BodyLimit(int64(p.config.MaxPublishMessages)*int64(p.config.MaxPayload+publishOverhead)),
@@ -107,6 +109,8 @@ type publication struct {
 	message Message
 	body    map[string]any // @request.body
 	field   func(validation.Errors) validation.Errors
+
+	idempotencyKey string
 }
 
 // handlePublish sends one message, or many: all of them or, when one is
@@ -133,21 +137,48 @@ func (p *Plugin) handlePublish(e *core.RequestEvent, limit func(*core.RequestEve
 		}
 	}
 
-	for _, pub := range publications {
-		if err := p.send(e.App, pub.message); err != nil {
+	answers := make([]published, len(publications))
+	for i, pub := range publications {
+		if answers[i].ID, err = p.publishOnce(e, pub); err != nil {
 			return e.InternalServerError("Failed to publish.", err)
 		}
 	}
 
-	// ids belong to topics with history
 	if !many {
-		return e.JSON(http.StatusOK, map[string]any{"id": ""})
+		return e.JSON(http.StatusOK, answers[0])
 	}
-	ids := make([]map[string]any, len(publications))
-	for i := range ids {
-		ids[i] = map[string]any{"id": ""}
+	return e.JSON(http.StatusOK, map[string]any{"messages": answers})
+}
+
+// published is the answer for one message. Its id is empty if the topic keeps
+// no history, or if the message waits for the end of a transaction.
+type published struct {
+	ID string `json:"id"`
+}
+
+// publishOnce sends a message, unless it was sent with the same idempotency
+// key before.
+func (p *Plugin) publishOnce(e *core.RequestEvent, pub publication) (string, error) {
+	m := pub.message
+	m.Time = time.Now()
+	if e.Auth != nil {
+		m.Sender = &Sender{ID: e.Auth.Id, Collection: e.Auth.Collection().Name}
 	}
-	return e.JSON(http.StatusOK, map[string]any{"messages": ids})
+	send := func() (string, error) {
+		id := ""
+		m.id = &id
+		err := p.send(e.App, m)
+		return id, err
+	}
+	if pub.idempotencyKey == "" {
+		return send()
+	}
+
+	key := repeatKey{topic: m.Topic, key: pub.idempotencyKey}
+	if e.Auth != nil {
+		key.collection, key.sender = e.Auth.Collection().Id, e.Auth.Id
+	}
+	return p.repeats.once(key, send)
 }
 
 func (p *Plugin) decidePublish(e *core.RequestEvent, pub publication, info *core.RequestInfo) *denial {
@@ -160,7 +191,7 @@ func (p *Plugin) decidePublish(e *core.RequestEvent, pub publication, info *core
 	return p.decide(e.App, actionPublish, pub.message.Topic, askerOf(&own))
 }
 
-// readPublications reads the body as {topic, data, except?} or as
+// readPublications reads the body as {topic, data, …} or as
 // {messages: [...]} of such objects.
 func (p *Plugin) readPublications(e *core.RequestEvent) (publications []publication, many bool, err error) {
 	raw, err := io.ReadAll(e.Request.Body)
@@ -254,6 +285,18 @@ func (p *Plugin) readPublication(raw json.RawMessage) (publication, validation.E
 	if except, given := pub.body["except"]; given {
 		if pub.message.Except, isText = except.(string); !isText {
 			faults["except"] = validation.NewError(codeBodyInvalid, "Must be the id of a realtime client.")
+		}
+	}
+
+	if event, given := pub.body["event"]; given {
+		if pub.message.Event, isText = event.(string); !isText || !validEvent(pub.message.Event) {
+			faults["event"] = validation.NewError(codeEventInvalid, fmt.Sprintf("Must be a text of at most %d bytes.", maxEvent))
+		}
+	}
+
+	if key, given := pub.body["idempotencyKey"]; given {
+		if pub.idempotencyKey, isText = key.(string); !isText || pub.idempotencyKey == "" || len(pub.idempotencyKey) > maxIdempotencyKey {
+			faults["idempotencyKey"] = validation.NewError(codeKeyInvalid, fmt.Sprintf("Must be a text of 1 to %d bytes.", maxIdempotencyKey))
 		}
 	}
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/ganigeorgiev/fexpr"
 	"github.com/pocketbase/pocketbase/core"
@@ -34,6 +35,14 @@ type Topic struct {
 	// PresenceRule says who may see the members.
 	PresenceRule *string
 
+	// History is how many messages are kept for those who come later or come
+	// back, within [Config.HistoryMessages]. Default 0: none.
+	History int
+
+	// HistoryTTL is how long they are kept. Default 0: until newer ones take
+	// their place.
+	HistoryTTL time.Duration
+
 	// Collection is the name or id of a collection whose record the pattern's
 	// {id} names: rules are then evaluated on that record, and a missing
 	// record denies. Optional.
@@ -50,6 +59,8 @@ type definition struct {
 	publish    rule
 	presence   rule
 	collection string
+	history    int
+	historyTTL time.Duration
 
 	// plans of the ruleset that the definition is part of, else nil
 	plans *plans
@@ -111,7 +122,16 @@ func newRules(code []Topic) (*rules, error) {
 			publish:    rule{text: t.PublishRule},
 			presence:   rule{text: t.PresenceRule},
 			collection: t.Collection,
+			history:    t.History,
+			historyTTL: t.HistoryTTL,
 			source:     fmt.Sprintf("Config.Topics[%d]", i),
+		}
+
+		if t.History < 0 {
+			return nil, fmt.Errorf("%s.History: must not be negative, got %d", field, t.History)
+		}
+		if t.HistoryTTL < 0 {
+			return nil, fmt.Errorf("%s.HistoryTTL: must not be negative, got %v", field, t.HistoryTTL)
 		}
 
 		var err error
@@ -290,6 +310,8 @@ func definitionOf(record *core.Record) (*definition, error) {
 		publish:    ruleOf(record, "publishRule"),
 		presence:   ruleOf(record, "presenceRule"),
 		collection: record.GetString("collection"),
+		history:    record.GetInt("history"),
+		historyTTL: time.Duration(record.GetInt("historyTTL")) * time.Second,
 		source:     "record " + record.Id,
 	}, nil
 }

@@ -1,8 +1,6 @@
 package topics
 
 import (
-	"encoding/json"
-
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
@@ -25,7 +23,7 @@ func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 
 	keys := p.authorise(e)
 	e.Subscriptions = keys.allowed
-	if err := c.replaceDuring(keys.grants, e.Next); err != nil {
+	if err := c.replaceDuring(keys.admitted, e.Next); err != nil {
 		return err
 	}
 	c.tell(keys.denied)
@@ -37,13 +35,13 @@ func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 func (p *Plugin) subscribeForeign(e *core.RealtimeSubscribeRequestEvent) error {
 	keys := p.authorise(e)
 	e.Subscriptions = keys.allowed
-	p.foreign.setGrants(e.Client, keys.allowed, keys.grants)
+	p.foreign.setGrants(e.Client, keys.allowed, keys.admitted)
 	if err := e.Next(); err != nil {
 		return err
 	}
 	for _, d := range keys.denied {
 		if !injectsSSE(d.key) {
-			p.foreign.send(e.Client, d.notice())
+			p.foreign.send(e.Client, d.notice(false))
 		}
 	}
 	return nil
@@ -54,8 +52,8 @@ type keys struct {
 	allowed []string
 	denied  []deniedKey
 
-	// grants of the allowed keys that a rule guards
-	grants map[string]*grant
+	// of the allowed keys that a rule guards
+	admitted map[string]*admission
 }
 
 // deniedKey is a subscription key that was refused.
@@ -70,7 +68,7 @@ func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
 	options := parseKeys(e.Subscriptions)
 	auth := credentialsOf(e.Auth, e.Request)
 
-	k := keys{allowed: make([]string, 0, len(options)), grants: map[string]*grant{}}
+	k := keys{allowed: make([]string, 0, len(options)), admitted: map[string]*admission{}}
 	seen := make(map[string]struct{}, len(options))
 
 	for _, key := range e.Subscriptions {
@@ -79,11 +77,15 @@ func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
 		}
 		seen[key] = struct{}{}
 
+		read, ok := optionsOf(options[key])
 		d, asksRule := p.decideKey(e.App, key)
+		if asksRule && !ok {
+			d, asksRule = denyOptions(), false
+		}
 		if asksRule {
 			g := p.grants.acquire(p.app(e.App), key, options[key], auth)
 			if d = p.grants.decideFor(g); d == nil {
-				k.grants[key] = g
+				k.admitted[key] = &admission{grant: g, options: read, position: p.openHistory(p.app(e.App), topicOf(key), read, auth)}
 			} else {
 				p.grants.release(g)
 			}
@@ -131,24 +133,8 @@ func realtimeInfo(options subscriptions.SubscriptionOptions, auth *core.Record) 
 	}
 }
 
-// control is what a client receives from the plugin itself.
-type control struct {
-	Type    string `json:"type"`
-	Topic   string `json:"topic"`
-	Code    string `json:"code"`
-	Message string `json:"message"`
-}
-
-func (c control) onKey(key string) subscriptions.Message {
-	data, err := json.Marshal(map[string]control{controlKey: c})
-	if err != nil {
-		panic(err) // four strings always marshal
-	}
-	return subscriptions.Message{Name: key, Data: data}
-}
-
-func (d deniedKey) notice() subscriptions.Message {
-	return control{Type: "denied", Topic: d.topic, Code: d.denial.code, Message: d.denial.message}.onKey(d.key)
+func (d deniedKey) notice(enveloped bool) subscriptions.Message {
+	return control{Type: "denied", Topic: d.topic, Code: d.denial.code, Message: d.denial.message}.onKey(d.key, enveloped)
 }
 
 func (o outcome) revocation(topic string) control {
@@ -162,7 +148,7 @@ func (c *client) tell(denied []deniedKey) {
 	for _, d := range denied {
 		told[d.key] = struct{}{}
 		if _, before := c.told[d.key]; !before && !injectsSSE(d.key) {
-			c.Send(d.notice())
+			c.Send(d.notice(wantsEnvelope(d.key)))
 		}
 	}
 	c.told = told

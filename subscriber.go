@@ -3,6 +3,8 @@ package topics
 import (
 	"context"
 	"maps"
+	"slices"
+	"time"
 )
 
 // The part of a client that keeps the hub's index and its grants.
@@ -20,24 +22,32 @@ func (c *client) takeTurn(ctx context.Context) error {
 
 func (c *client) endTurn() { <-c.turn }
 
+// admission is what a subscribe request has found out about a key that may be
+// subscribed to.
+type admission struct {
+	grant    *grant
+	options  subscribeOptions
+	position *position
+}
+
 // replaceDuring runs core's handler of a subscribe request, which removes all
 // subscriptions and adds the new ones, by the grants given. The hub sees one
 // step, in which a topic that stays is never missed.
-func (c *client) replaceDuring(granted map[string]*grant, next func() error) error {
+func (c *client) replaceDuring(granted map[string]*admission, next func() error) error {
 	c.setReplacing(true, granted)
 	defer func() {
 		c.setReplacing(false, nil)
 
 		// those that core did not come to use
-		for _, g := range granted {
-			c.grants.release(g)
+		for _, a := range granted {
+			c.grants.release(a.grant)
 		}
 	}()
 
 	return next()
 }
 
-func (c *client) setReplacing(on bool, granted map[string]*grant) {
+func (c *client) setReplacing(on bool, granted map[string]*admission) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 
@@ -103,8 +113,13 @@ func (c *client) index(want map[string]struct{}) {
 	}
 
 	for key := range want {
-		g := c.granted[key]
+		a := c.granted[key]
 		delete(c.granted, key)
+		if a == nil {
+			a = new(admission) // Go code has subscribed the client
+			a.options, _ = optionsOf(parseKeys([]string{key})[key])
+		}
+		g := a.grant
 
 		s := c.subs[key]
 		if s != nil {
@@ -112,7 +127,10 @@ func (c *client) index(want map[string]struct{}) {
 			continue
 		}
 
-		s = &subscription{client: c, topic: topicOf(key), key: key, grant: g}
+		s = &subscription{client: c, topic: topicOf(key), key: key, options: a.options, position: a.position, grant: g}
+		if s.position != nil {
+			c.resuming.Add(1)
+		}
 		if c.subs == nil {
 			c.subs = map[string]*subscription{}
 		}
@@ -127,8 +145,51 @@ func (c *client) index(want map[string]struct{}) {
 func (c *client) unindex(s *subscription) {
 	c.hub.remove(s)
 	delete(c.subs, s.key)
+	if s.position != nil {
+		c.resuming.Add(-1)
+		c.hub.positions.release(s.position, s)
+	}
 	if s.grant != nil {
 		c.grants.drop(s.grant, s)
+	}
+}
+
+// noteFlushed moves the positions of subscriptions that resume. It runs in the
+// connection handler.
+func (c *client) noteFlushed(frames []frame) {
+	if c.resuming.Load() == 0 {
+		return
+	}
+	now := time.Now()
+
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	var last *eventLine // most frames are of one key: its newest is enough
+	for i := len(frames) - 1; i >= 0; i-- {
+		f := frames[i]
+		if f.entry == nil || f.entry.offset == 0 || f.event == last {
+			continue
+		}
+		last = f.event
+		if s := c.subs[f.event.key]; s != nil && s.position != nil {
+			s.position.flushed(s, mark{epoch: f.entry.epoch, offset: f.entry.offset, at: now}, c.hub.overlap)
+		}
+	}
+}
+
+// refill goes on with the subscriptions that read from a history.
+func (c *client) refill() {
+	if c.behind.Load() == 0 {
+		return
+	}
+
+	c.subsMu.Lock()
+	subs := slices.Collect(maps.Values(c.subs))
+	c.subsMu.Unlock()
+
+	for _, s := range subs {
+		c.hub.refill(s)
 	}
 }
 
@@ -186,7 +247,7 @@ func (s *subscription) revoke(g *grant, marked uint64, o outcome) bool {
 		c.told = map[string]struct{}{}
 	}
 	c.told[s.key] = struct{}{}
-	c.Send(o.revocation(s.topic).onKey(s.key))
+	c.Send(o.revocation(s.topic).onKey(s.key, s.options.envelope))
 
 	return true
 }

@@ -1,0 +1,434 @@
+package topics
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// The tables of the histories, in PocketBase's auxiliary database: they are
+// part of its backups, and of no collection.
+const diskSchema = `
+CREATE TABLE IF NOT EXISTS _topicsMessages (
+	topic    TEXT NOT NULL,
+	position INTEGER NOT NULL,
+	epoch    TEXT NOT NULL,
+	time     INTEGER NOT NULL,
+	event    TEXT NOT NULL,
+	except   TEXT NOT NULL,
+	sender   TEXT NOT NULL,
+	data     TEXT NOT NULL,
+	PRIMARY KEY (topic, position)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _topicsLogs (
+	topic  TEXT PRIMARY KEY,
+	epoch  TEXT NOT NULL,
+	start  INTEGER NOT NULL,
+	last   INTEGER NOT NULL,
+	before TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _topicsPositions (
+	id       TEXT PRIMARY KEY,
+	epoch    TEXT NOT NULL,
+	position INTEGER NOT NULL,
+	expires  INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _topicsState (
+	id    TEXT PRIMARY KEY,
+	value TEXT NOT NULL
+) WITHOUT ROWID;`
+
+const (
+	// diskBacklog bounds what waits to be written.
+	diskBacklog = 100_000
+
+	// diskBatch is how much one commit has at most, so that PocketBase's own
+	// writes to the database (its logs) get their turn.
+	diskBatch = 2000
+)
+
+// disk keeps the histories across restarts. Its goroutine writes what has
+// piled up since the last commit in one transaction; nobody waits for it.
+//
+// After an unclean stop, or when something could not be written, all logs
+// start a new epoch: what was not committed is missing.
+type disk struct {
+	mu      sync.Mutex
+	ready   bool
+	clean   bool // the stop before this start was clean
+	closed  bool
+	broken  bool // something was not written
+	pending []diskWrite
+
+	// how many writes were added, and how many of them are done
+	added uint64
+	done  uint64
+	more  *sync.Cond // of done
+
+	forgotten map[string]uint64 // topic -> added, while its end may be pending
+
+	wake    chan struct{}
+	stop    chan struct{}
+	running sync.WaitGroup
+}
+
+// diskWrite is one of: a message, with the first position that is kept; a
+// topic's end; a topic's first position; a subscriber's position.
+type diskWrite struct {
+	entry    *entry
+	topic    string
+	forget   bool
+	first    uint64
+	position *savedPosition
+}
+
+type savedPosition struct {
+	id      string
+	epoch   string
+	offset  uint64
+	expires time.Time
+}
+
+func newDisk() *disk {
+	d := &disk{wake: make(chan struct{}, 1), stop: make(chan struct{}), forgotten: map[string]uint64{}}
+	d.more = sync.NewCond(&d.mu)
+	return d
+}
+
+// prepare makes the tables and starts the writer. Only its first call does
+// something.
+func (d *disk) prepare(app core.App) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	if d.closed {
+		return ErrClosed
+	}
+	if d.ready {
+		return nil
+	}
+
+	// The lock is kept: nobody has anything to do here before this is done, and
+	// the database does not call back.
+	db, ok := app.AuxNonconcurrentDB().(*dbx.DB)
+	if !ok {
+		return errors.New("topics: the history cannot be opened inside a transaction of the auxiliary database")
+	}
+	if _, err := db.DB().Exec(diskSchema); err != nil {
+		return fmt.Errorf("topics: failed to create the tables of the history: %w", err)
+	}
+	var state string
+	stateErr := db.DB().QueryRow("SELECT value FROM _topicsState WHERE id = 'stop'").Scan(&state)
+	if stateErr != nil && !errors.Is(stateErr, sql.ErrNoRows) {
+		return fmt.Errorf("topics: failed to read the state of the history: %w", stateErr)
+	}
+	if _, err := db.DB().Exec("INSERT OR REPLACE INTO _topicsState VALUES ('stop', 'unclean')"); err != nil {
+		return fmt.Errorf("topics: failed to write the state of the history: %w", err)
+	}
+	if _, err := db.DB().Exec("DELETE FROM _topicsPositions WHERE expires < ?", time.Now().UnixNano()); err != nil {
+		return fmt.Errorf("topics: failed to prune the positions: %w", err)
+	}
+
+	// a database without a state has no histories either
+	d.clean = state == "clean" || errors.Is(stateErr, sql.ErrNoRows)
+	if !d.clean {
+		if _, err := db.DB().Exec("DELETE FROM _topicsLogs"); err != nil {
+			return fmt.Errorf("topics: failed to end the epochs of the history: %w", err)
+		}
+	}
+	d.ready = true
+	d.running.Go(func() { d.run(app, db.DB()) })
+	return nil
+}
+
+func (d *disk) write(e *entry, first uint64) {
+	d.add(diskWrite{entry: e, topic: e.message.Topic, first: first})
+}
+func (d *disk) pruned(topic string, first uint64) { d.add(diskWrite{topic: topic, first: first}) }
+func (d *disk) forget(topic string)               { d.add(diskWrite{topic: topic, forget: true}) }
+func (d *disk) save(p savedPosition)              { d.add(diskWrite{position: &p}) }
+
+// add does not block: a topic's lock may be held.
+func (d *disk) add(w diskWrite) {
+	d.mu.Lock()
+	if d.closed || !d.ready || len(d.pending) >= diskBacklog {
+		d.broken = true
+		d.mu.Unlock()
+		return
+	}
+	d.pending = append(d.pending, w)
+	d.added++
+	if w.forget {
+		d.forgotten[w.topic] = d.added
+	}
+	d.mu.Unlock()
+
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (d *disk) run(app core.App, db *sql.DB) {
+	for {
+		select {
+		case <-d.wake:
+		case <-d.stop:
+			d.flush(app, db)
+			return
+		}
+		d.flush(app, db)
+	}
+}
+
+// flush writes all that is pending.
+func (d *disk) flush(app core.App, db *sql.DB) {
+	for {
+		d.mu.Lock()
+		batch := d.pending[:min(len(d.pending), diskBatch)]
+		d.pending = d.pending[len(batch):]
+		if len(batch) == 0 {
+			d.pending = nil
+			d.mu.Unlock()
+			return
+		}
+		d.mu.Unlock()
+
+		err := commit(db, batch)
+
+		d.mu.Lock()
+		d.broken = d.broken || err != nil
+		d.done += uint64(len(batch))
+		maps.DeleteFunc(d.forgotten, func(_ string, at uint64) bool { return at <= d.done })
+		d.more.Broadcast()
+		d.mu.Unlock()
+
+		if err != nil {
+			app.Logger().Error(
+				"Failed to write the history of topics: after the next restart, clients are told of a gap",
+				"error", err.Error(),
+			)
+		}
+	}
+}
+
+func commit(db *sql.DB, batch []diskWrite) (err error) {
+	tx, err := db.Begin()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, tx.Rollback())
+		}
+	}()
+
+	insert, err := tx.Prepare("INSERT OR REPLACE INTO _topicsMessages VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = insert.Close() }() // the transaction's end closes it anyway
+
+	first := map[string]uint64{}
+	for _, w := range batch {
+		switch {
+		case w.entry != nil:
+			m := w.entry.message
+			sender := ""
+			if m.Sender != nil {
+				raw, err := json.Marshal(m.Sender)
+				if err != nil {
+					return err
+				}
+				sender = string(raw)
+			}
+			if _, err = insert.Exec(m.Topic, int64(w.entry.offset), w.entry.epoch, m.Time.UnixNano(), m.Event, m.Except, sender, string(m.Data)); err != nil {
+				return err
+			}
+			first[w.topic] = w.first
+		case w.position != nil:
+			p := w.position
+			if _, err = tx.Exec("INSERT OR REPLACE INTO _topicsPositions VALUES (?, ?, ?, ?)", p.id, p.epoch, int64(p.offset), p.expires.UnixNano()); err != nil {
+				return err
+			}
+		case w.forget:
+			delete(first, w.topic)
+			if _, err = tx.Exec("DELETE FROM _topicsMessages WHERE topic = ?", w.topic); err != nil {
+				return err
+			}
+			if _, err = tx.Exec("DELETE FROM _topicsLogs WHERE topic = ?", w.topic); err != nil {
+				return err
+			}
+		default:
+			first[w.topic] = w.first
+		}
+	}
+	for topic, offset := range first {
+		if _, err = tx.Exec("DELETE FROM _topicsMessages WHERE topic = ? AND position < ?", topic, int64(offset)); err != nil {
+			return err
+		}
+	}
+	return tx.Commit()
+}
+
+// settle waits until a topic's end, if it was added, is committed.
+func (d *disk) settle(topic string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	for until := d.forgotten[topic]; d.done < until && !d.closed; {
+		d.more.Wait()
+	}
+}
+
+// load reads a topic's log, or makes a new one.
+func (d *disk) load(app core.App, topic string) (*topicLog, error) {
+	if err := d.prepare(app); err != nil {
+		return nil, err
+	}
+	// an eviction of this topic may be on its way to the disk
+	d.settle(topic)
+
+	db, ok := app.AuxConcurrentDB().(*dbx.DB)
+	if !ok {
+		return nil, errors.New("topics: the history cannot be read inside a transaction of the auxiliary database")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
+	defer cancel()
+
+	l := newTopicLog()
+	known := &topicLog{}
+	err := db.DB().QueryRowContext(ctx, "SELECT epoch, start, last, before FROM _topicsLogs WHERE topic = ?", topic).
+		Scan(&known.epoch, &known.start, &known.last, &known.before)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, err
+	}
+	isKnown := err == nil
+
+	rows, err := db.DB().QueryContext(ctx, "SELECT position, epoch, time, event, except, sender, data FROM _topicsMessages WHERE topic = ? ORDER BY position", topic)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }()
+	for rows.Next() {
+		e, err := readEntry(rows, topic)
+		if err != nil {
+			return nil, err
+		}
+		if e.offset != l.last+1 {
+			l.entries, l.bytes = nil, 0 // a hole: what is older is not a history
+		}
+		l.entries = append(l.entries, e)
+		l.bytes += e.size()
+		l.last = e.offset
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+
+	// there is a state only of the last stop, and only if that was clean
+	if isKnown && known.last >= l.last {
+		if known.last > l.last {
+			l.entries, l.bytes = nil, 0 // all have expired
+		}
+		l.epoch, l.start, l.last, l.before = known.epoch, known.start, known.last, known.before
+		return l, nil
+	}
+	l.start = l.last + 1
+	if len(l.entries) > 0 {
+		l.before = l.entries[len(l.entries)-1].epoch
+	}
+	return l, nil
+}
+
+func readEntry(rows *sql.Rows, topic string) (*entry, error) {
+	var (
+		e            = &entry{message: Message{Topic: topic}}
+		at           int64
+		sender, data string
+	)
+	if err := rows.Scan(&e.offset, &e.epoch, &at, &e.message.Event, &e.message.Except, &sender, &data); err != nil {
+		return nil, err
+	}
+	e.message.Time = time.Unix(0, at)
+	e.message.Data = json.RawMessage(data)
+	if sender != "" {
+		e.message.Sender = new(Sender)
+		if err := json.Unmarshal([]byte(sender), e.message.Sender); err != nil {
+			return nil, err
+		}
+	}
+	e.plain = newDataLine(e.message.Data)
+	return e, nil
+}
+
+// position reads a subscriber's position.
+func (d *disk) position(app core.App, id string) (p savedPosition, ok bool, err error) {
+	if err := d.prepare(app); err != nil {
+		return p, false, err
+	}
+	db, isPlain := app.AuxConcurrentDB().(*dbx.DB)
+	if !isPlain {
+		return p, false, errors.New("topics: positions cannot be read inside a transaction of the auxiliary database")
+	}
+	var expires int64
+	err = db.DB().QueryRow("SELECT epoch, position, expires FROM _topicsPositions WHERE id = ?", id).Scan(&p.epoch, &p.offset, &expires)
+	if errors.Is(err, sql.ErrNoRows) {
+		return p, false, nil
+	}
+	p.id, p.expires = id, time.Unix(0, expires)
+	return p, err == nil && time.Now().Before(p.expires), err
+}
+
+// close writes what is pending, and the state of all logs: the next start
+// goes on where this one ends.
+func (d *disk) close(app core.App, logs map[string]*topicLog, positions []savedPosition) error {
+	d.mu.Lock()
+	ready := d.ready && !d.closed
+	d.closed = true
+	d.more.Broadcast()
+	d.mu.Unlock()
+	if !ready {
+		return nil
+	}
+	close(d.stop)
+	d.running.Wait()
+
+	d.mu.Lock()
+	broken := d.broken
+	d.mu.Unlock()
+	if broken {
+		return nil // the next start makes new epochs
+	}
+
+	db, ok := app.AuxNonconcurrentDB().(*dbx.DB)
+	if !ok {
+		return errors.New("topics: the history cannot be closed inside a transaction of the auxiliary database")
+	}
+	batch := make([]diskWrite, len(positions))
+	for i := range positions {
+		batch[i].position = &positions[i]
+	}
+	if err := commit(db.DB(), batch); err != nil {
+		return err
+	}
+	return db.Transactional(func(tx *dbx.Tx) error {
+		for topic, l := range logs {
+			_, err := tx.NewQuery("INSERT OR REPLACE INTO _topicsLogs VALUES ({:topic}, {:epoch}, {:start}, {:last}, {:before})").
+				Bind(dbx.Params{"topic": topic, "epoch": l.epoch, "start": int64(l.start), "last": int64(l.last), "before": l.before}).Execute()
+			if err != nil {
+				return err
+			}
+		}
+		_, err := tx.NewQuery("INSERT OR REPLACE INTO _topicsState VALUES ('stop', 'clean')").Execute()
+		return err
+	})
+}

@@ -1,0 +1,364 @@
+package topics
+
+import (
+	"container/list"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/security"
+)
+
+// retention bounds a topic's history. The zero value keeps none.
+type retention struct {
+	messages int
+	bytes    int
+	age      time.Duration // 0 for no limit
+}
+
+func (r retention) keeps() bool { return r.messages > 0 }
+
+// topicLog is the history of one topic, guarded by its shard's lock.
+//
+// An epoch is the life of a log: its offsets count from 1 without a hole. The
+// entries may reach back into the epoch before an unclean stop of the server,
+// after which messages may be missing; new ones go on counting in a new epoch.
+type topicLog struct {
+	epoch string
+	start uint64 // the first offset of the epoch
+	last  uint64 // the newest offset, 0 for none
+
+	before string // the epoch of the older entries
+
+	// entries are consecutive up to last
+	entries []*entry
+	bytes   int
+
+	used *list.Element // in history.order
+}
+
+func newTopicLog() *topicLog {
+	return &topicLog{epoch: security.RandomString(8), start: 1}
+}
+
+// first is the oldest offset that is there, or the next one.
+func (l *topicLog) first() uint64 { return l.last + 1 - uint64(len(l.entries)) }
+
+func (l *topicLog) append(e *entry, r retention) {
+	l.last++
+	e.epoch, e.offset = l.epoch, l.last
+	l.entries = append(l.entries, e)
+	l.bytes += e.size()
+	l.prune(r, e.message.Time)
+}
+
+// prune drops what is beyond the bounds. The newest message always fits.
+func (l *topicLog) prune(r retention, now time.Time) {
+	drop := 0
+	for drop < len(l.entries) {
+		left := len(l.entries) - drop
+		e := l.entries[drop]
+		expired := r.age > 0 && now.Sub(e.message.Time) >= r.age
+		if !expired && left <= r.messages && (l.bytes <= r.bytes || left == 1) {
+			break
+		}
+		l.bytes -= e.size()
+		drop++
+	}
+	if drop == 0 {
+		return
+	}
+	clear(l.entries[:drop])
+	l.entries = l.entries[drop:]
+	if len(l.entries) == 0 || cap(l.entries) > 4*len(l.entries)+64 {
+		l.entries = slices.Clone(l.entries)
+	}
+}
+
+// after returns the entries from an offset on.
+func (l *topicLog) from(offset uint64) []*entry {
+	if offset > l.last {
+		return nil
+	}
+	return l.entries[max(offset, l.first())-l.first():]
+}
+
+// The positions of messages are written as epoch:offset.
+func messageID(epoch string, offset uint64) string {
+	return epoch + ":" + strconv.FormatUint(offset, 10)
+}
+
+func parseMessageID(id string) (epoch string, offset uint64, ok bool) {
+	epoch, number, found := strings.Cut(id, ":")
+	if !found || epoch == "" || strings.Trim(number, "0123456789") != "" {
+		return "", 0, false
+	}
+	offset, err := strconv.ParseUint(number, 10, 64)
+	return epoch, offset, err == nil
+}
+
+// history finds and bounds the logs of all topics. The logs themselves are in
+// the hub's shards.
+type history struct {
+	hub       *hub
+	disk      *disk // nil: in memory only
+	positions *positions
+	maxLogs   int
+	messages  int // most per topic
+	bytes     int // most per topic
+	retention func(topic string) retention
+
+	// the goroutine that drops what is too old, started with the first log
+	start   sync.Once
+	end     sync.Once
+	stop    chan struct{}
+	running sync.WaitGroup
+
+	mu    sync.Mutex // taken while holding a shard's lock, never the other way
+	order *list.List // topics, the most recently used first
+}
+
+func newHistory(hub *hub, config Config, retention func(topic string) retention) *history {
+	h := &history{
+		hub:       hub,
+		maxLogs:   config.MaxTopics,
+		messages:  config.HistoryMessages,
+		bytes:     config.HistoryBytes,
+		retention: retention,
+		stop:      make(chan struct{}),
+		order:     list.New(),
+	}
+	if !config.HistoryInMemory {
+		h.disk = newDisk()
+	}
+	h.positions = newPositions(h.disk, config)
+	hub.positions, hub.overlap = h.positions, config.ResumeOverlap
+	return h
+}
+
+// close ends the goroutines and makes the disk ready for the next start.
+func (h *history) close(app core.App) error {
+	h.end.Do(func() { close(h.stop) })
+	h.start.Do(func() {}) // it is not started any more
+	h.running.Wait()
+	if h.disk == nil {
+		return nil
+	}
+
+	logs := map[string]*topicLog{}
+	for i := range h.hub.shards {
+		shard := &h.hub.shards[i]
+		shard.mu.Lock()
+		for topic, l := range shard.logs {
+			logs[topic] = &topicLog{epoch: l.epoch, start: l.start, last: l.last, before: l.before}
+		}
+		shard.mu.Unlock()
+	}
+	return h.disk.close(app, logs, h.positions.all())
+}
+
+// sweepEvery is how often expired messages and positions are dropped that
+// nobody comes across.
+const sweepEvery = time.Minute
+
+func (h *history) run() {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+
+	for {
+		select {
+		case <-h.stop:
+			return
+		case now := <-tick.C:
+			h.sweep(now)
+			h.positions.sweep(now)
+		}
+	}
+}
+
+// bounds returns what a definition keeps, within the config's limits.
+func (h *history) bounds(d *definition) retention {
+	if d == nil || d.history <= 0 {
+		return retention{}
+	}
+	return retention{messages: min(d.history, h.messages), bytes: h.bytes, age: d.historyTTL}
+}
+
+// open makes sure that the topic has a log, which may have to be read from
+// the disk. It is called before the topic's lock is taken.
+func (h *history) open(app core.App, topic string, r retention) error {
+	h.start.Do(func() { h.running.Go(h.run) })
+
+	shard := h.hub.shard(topic)
+	shard.mu.Lock()
+	l := shard.logs[topic]
+	if l != nil {
+		h.touch(l)
+	}
+	shard.mu.Unlock()
+	if l != nil {
+		return nil
+	}
+
+	loaded := newTopicLog()
+	if h.disk != nil {
+		var err error
+		if loaded, err = h.disk.load(app, topic); err != nil {
+			return err
+		}
+	}
+	loaded.prune(r, time.Now())
+
+	shard.mu.Lock()
+	if shard.logs[topic] == nil {
+		h.put(shard, topic, loaded)
+	}
+	shard.mu.Unlock()
+
+	h.evict()
+	return nil
+}
+
+// put expects the shard's lock to be held.
+func (h *history) put(shard *hubShard, topic string, l *topicLog) {
+	shard.logs[topic] = l
+	h.mu.Lock()
+	l.used = h.order.PushFront(topic)
+	h.mu.Unlock()
+}
+
+func (h *history) touch(l *topicLog) {
+	h.mu.Lock()
+	h.order.MoveToFront(l.used)
+	h.mu.Unlock()
+}
+
+// evict drops the logs that were not used for the longest time.
+func (h *history) evict() {
+	for {
+		h.mu.Lock()
+		if h.order.Len() <= h.maxLogs {
+			h.mu.Unlock()
+			return
+		}
+		topic := h.order.Back().Value.(string)
+		h.mu.Unlock()
+
+		h.drop(topic)
+	}
+}
+
+func (h *history) drop(topic string) {
+	shard := h.hub.shard(topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	l := shard.logs[topic]
+	if l == nil {
+		return
+	}
+	delete(shard.logs, topic)
+	h.mu.Lock()
+	h.order.Remove(l.used)
+	h.mu.Unlock()
+	if h.disk != nil {
+		h.disk.forget(topic)
+	}
+}
+
+// keep appends the message to the topic's log. The shard's lock is held.
+func (h *history) keep(shard *hubShard, e *entry, r retention) {
+	topic := e.message.Topic
+	l := shard.logs[topic]
+	if l == nil {
+		// evicted since it was opened
+		l = newTopicLog()
+		h.put(shard, topic, l)
+	} else {
+		h.touch(l)
+	}
+	l.append(e, r)
+	if h.disk != nil {
+		h.disk.write(e, l.first())
+	}
+}
+
+// sweep drops what is too old in topics that nobody publishes to.
+func (h *history) sweep(now time.Time) {
+	for i := range h.hub.shards {
+		shard := &h.hub.shards[i]
+		shard.mu.Lock()
+		topics := make([]string, 0, len(shard.logs))
+		for topic := range shard.logs {
+			topics = append(topics, topic)
+		}
+		shard.mu.Unlock()
+
+		for _, topic := range topics {
+			r := h.retention(topic)
+			if r.keeps() && r.age == 0 {
+				continue
+			}
+			if !r.keeps() {
+				h.drop(topic) // its rule keeps none any more
+				continue
+			}
+			shard.mu.Lock()
+			if l := shard.logs[topic]; l != nil {
+				had := len(l.entries)
+				l.prune(r, now)
+				if h.disk != nil && len(l.entries) < had {
+					h.disk.pruned(topic, l.first())
+				}
+			}
+			shard.mu.Unlock()
+		}
+	}
+}
+
+// retentionOf returns what is kept of a topic: nothing if its rule cannot be
+// found.
+func (p *Plugin) retentionOf(topic string) retention {
+	set := p.rules.current.Load()
+	if set == nil || set.generation != p.rules.generation.Load() {
+		app := p.outerApp()
+		if app == nil {
+			return retention{}
+		}
+		var err error
+		if set, err = p.rules.load(app); err != nil {
+			return retention{}
+		}
+	}
+	return p.history.bounds(set.tree.find(topic))
+}
+
+// openHistory makes the topic's log and the subscriber's position ready to be
+// read without a database. Both stay empty if that fails, which subscribers
+// with a position notice as a gap.
+func (p *Plugin) openHistory(app core.App, topic string, options subscribeOptions, auth credentials) *position {
+	r := p.retentionOf(topic)
+	if !r.keeps() {
+		return nil
+	}
+	if err := p.history.open(app, topic, r); err != nil {
+		p.logHistoryError(app, topic, err)
+	}
+	if options.resume == "" {
+		return nil
+	}
+	position, err := p.history.positions.open(app, positionID(auth, topic, options.resume))
+	if err != nil {
+		p.logHistoryError(app, topic, err)
+	}
+	return position
+}
+
+func (p *Plugin) logHistoryError(app core.App, topic string, err error) {
+	if p.logs.allow("history " + err.Error()) {
+		app.Logger().Error("Failed to read the history of a topic", "topic", topic, "error", err.Error())
+	}
+}
