@@ -23,7 +23,7 @@ CREATE TABLE IF NOT EXISTS _topicsMessages (
 	epoch    TEXT NOT NULL,
 	time     INTEGER NOT NULL,
 	event    TEXT NOT NULL,
-	except   TEXT NOT NULL,
+	leftOut  TEXT NOT NULL,
 	sender   TEXT NOT NULL,
 	data     TEXT NOT NULL,
 	PRIMARY KEY (topic, position)
@@ -313,7 +313,7 @@ func (d *disk) load(app core.App, topic string) (*topicLog, error) {
 	}
 	isKnown := err == nil
 
-	rows, err := db.DB().QueryContext(ctx, "SELECT position, epoch, time, event, except, sender, data FROM _topicsMessages WHERE topic = ? ORDER BY position", topic)
+	rows, err := db.DB().QueryContext(ctx, "SELECT position, epoch, time, event, leftOut, sender, data FROM _topicsMessages WHERE topic = ? ORDER BY position", topic)
 	if err != nil {
 		return nil, err
 	}

@@ -345,14 +345,14 @@ func (p *Plugin) openHistory(app core.App, topic string, options subscribeOption
 		return nil
 	}
 	if err := p.history.open(app, topic, r); err != nil {
-		p.logHistoryError(app, topic, err)
+				p.logHistoryError(app, topic, err)
 	}
 	if options.resume == "" {
 		return nil
 	}
 	position, err := p.history.positions.open(app, positionID(auth, topic, options.resume))
 	if err != nil {
-		p.logHistoryError(app, topic, err)
+				p.logHistoryError(app, topic, err)
 	}
 	return position
 }

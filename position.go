@@ -198,6 +198,7 @@ func (ps *positions) release(p *position, s *subscription) {
 	ps.mu.Lock()
 	p.expires = time.Now().Add(ps.keep)
 	ps.mu.Unlock()
+	ps.save(p)
 }
 
 // save puts a position on the disk, so that the server knows of it after an

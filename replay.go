@@ -56,6 +56,7 @@ func (h *hub) enter(shard *hubShard, s *subscription) {
 		from = mark{epoch: log.epoch, offset: s.behind.next - 1, at: head.at}
 		if s.position != nil {
 			s.position.start(s, from)
+			h.positions.save(s.position)
 		}
 	}
 	if s.behind != nil {
