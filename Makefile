@@ -33,10 +33,14 @@ test-core: ## run PocketBase's own realtime tests without and with the plugin
 
 .PHONY: test-e2e
 test-e2e: $(NPM_READY) ## run the official SDK against the example app, in Node and Chromium
-	E2E_RACE=$(if $(RACE),1) .ci/e2e
+	.ci/e2e
 
 $(NPM_READY): e2e/package-lock.json
 	cd e2e && npm ci --no-audit --no-fund
+
+.PHONY: stress
+stress: ## look for lost and wrong messages for 20 s; STRESS="-seed 1 -duration 5m"
+	go run -race ./stress $(STRESS)
 
 .PHONY: bench
 bench: ## measure against the documented notify loop; BENCH="-scenario burst" and so on

@@ -29,11 +29,9 @@ CREATE TABLE IF NOT EXISTS _topicsMessages (
 	PRIMARY KEY (topic, position)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS _topicsLogs (
-	topic  TEXT PRIMARY KEY,
-	epoch  TEXT NOT NULL,
-	start  INTEGER NOT NULL,
-	last   INTEGER NOT NULL,
-	before TEXT NOT NULL
+	topic TEXT PRIMARY KEY,
+	epoch TEXT NOT NULL,
+	last  INTEGER NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS _topicsPositions (
 	id       TEXT PRIMARY KEY,
@@ -284,7 +282,22 @@ func (d *disk) settle(topic string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
-	for until := d.forgotten[topic]; d.done < until && !d.closed; {
+	d.wait(d.forgotten[topic])
+}
+
+// commit saves a position and waits until it is committed.
+func (d *disk) commit(p savedPosition) {
+	d.save(p)
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	d.wait(d.added)
+}
+
+// wait expects d.mu to be held. It ends when so many writes are done.
+func (d *disk) wait(until uint64) {
+	for d.done < until && !d.closed {
 		d.more.Wait()
 	}
 }
@@ -304,10 +317,15 @@ func (d *disk) load(app core.App, topic string) (*topicLog, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
 	defer cancel()
 
-	l := newTopicLog()
-	known := &topicLog{}
-	err := db.DB().QueryRowContext(ctx, "SELECT epoch, start, last, before FROM _topicsLogs WHERE topic = ?", topic).
-		Scan(&known.epoch, &known.start, &known.last, &known.before)
+	d.mu.Lock()
+	l := newTopicLog(gapEvicted)
+	if !d.clean {
+		l.ended = gapEpoch
+	}
+	d.mu.Unlock()
+
+	var known topicLog
+	err := db.DB().QueryRowContext(ctx, "SELECT epoch, last FROM _topicsLogs WHERE topic = ?", topic).Scan(&known.epoch, &known.last)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, err
 	}
@@ -339,12 +357,7 @@ func (d *disk) load(app core.App, topic string) (*topicLog, error) {
 		if known.last > l.last {
 			l.entries, l.bytes = nil, 0 // all have expired
 		}
-		l.epoch, l.start, l.last, l.before = known.epoch, known.start, known.last, known.before
-		return l, nil
-	}
-	l.start = l.last + 1
-	if len(l.entries) > 0 {
-		l.before = l.entries[len(l.entries)-1].epoch
+		l.epoch, l.last = known.epoch, known.last
 	}
 	return l, nil
 }
@@ -422,8 +435,8 @@ func (d *disk) close(app core.App, logs map[string]*topicLog, positions []savedP
 	}
 	return db.Transactional(func(tx *dbx.Tx) error {
 		for topic, l := range logs {
-			_, err := tx.NewQuery("INSERT OR REPLACE INTO _topicsLogs VALUES ({:topic}, {:epoch}, {:start}, {:last}, {:before})").
-				Bind(dbx.Params{"topic": topic, "epoch": l.epoch, "start": int64(l.start), "last": int64(l.last), "before": l.before}).Execute()
+			_, err := tx.NewQuery("INSERT OR REPLACE INTO _topicsLogs VALUES ({:topic}, {:epoch}, {:last})").
+				Bind(dbx.Params{"topic": topic, "epoch": l.epoch, "last": int64(l.last)}).Execute()
 			if err != nil {
 				return err
 			}

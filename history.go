@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"cmp"
 	"container/list"
 	"slices"
 	"strconv"
@@ -23,15 +24,17 @@ func (r retention) keeps() bool { return r.messages > 0 }
 
 // topicLog is the history of one topic, guarded by its shard's lock.
 //
-// An epoch is the life of a log: its offsets count from 1 without a hole. The
+// An epoch is the life of a log: its offsets count on without a hole. The
 // entries may reach back into the epoch before an unclean stop of the server,
-// after which messages may be missing; new ones go on counting in a new epoch.
+// after which messages may be missing; the offsets go on in a new epoch. A log
+// that was evicted starts at 1 again. Later epochs have greater names, so
+// positions are ordered by epoch and offset.
 type topicLog struct {
 	epoch string
-	start uint64 // the first offset of the epoch
 	last  uint64 // the newest offset, 0 for none
 
-	before string // the epoch of the older entries
+	// ended says what was the end of the epoch before
+	ended string
 
 	// entries are consecutive up to last
 	entries []*entry
@@ -40,8 +43,14 @@ type topicLog struct {
 	used *list.Element // in history.order
 }
 
-func newTopicLog() *topicLog {
-	return &topicLog{epoch: security.RandomString(8), start: 1}
+func newTopicLog(ended string) *topicLog {
+	return &topicLog{epoch: newEpoch(), ended: ended}
+}
+
+// newEpoch returns a name that is greater than all before, by the clock.
+func newEpoch() string {
+	now := strconv.FormatInt(time.Now().UnixMilli(), 36) // of 8 letters until 2059
+	return now + security.RandomStringWithAlphabet(4, "0123456789abcdefghijklmnopqrstuvwxyz")
 }
 
 // first is the oldest offset that is there, or the next one.
@@ -78,12 +87,16 @@ func (l *topicLog) prune(r retention, now time.Time) {
 	}
 }
 
-// after returns the entries from an offset on.
-func (l *topicLog) from(offset uint64) []*entry {
-	if offset > l.last {
-		return nil
+// after returns the entries that come after a position: all of them, if the
+// log knows of no such position. (A server's clock may have gone back.)
+func (l *topicLog) after(epoch string, offset uint64) []*entry {
+	if epoch > l.epoch || epoch == l.epoch && offset > l.last {
+		return l.entries
 	}
-	return l.entries[max(offset, l.first())-l.first():]
+	i, _ := slices.BinarySearchFunc(l.entries, entry{epoch: epoch, offset: offset + 1}, func(e *entry, at entry) int {
+		return cmp.Or(strings.Compare(e.epoch, at.epoch), cmp.Compare(e.offset, at.offset))
+	})
+	return l.entries[i:]
 }
 
 // The positions of messages are written as epoch:offset.
@@ -153,7 +166,7 @@ func (h *history) close(app core.App) error {
 		shard := &h.hub.shards[i]
 		shard.mu.Lock()
 		for topic, l := range shard.logs {
-			logs[topic] = &topicLog{epoch: l.epoch, start: l.start, last: l.last, before: l.before}
+			logs[topic] = &topicLog{epoch: l.epoch, last: l.last}
 		}
 		shard.mu.Unlock()
 	}
@@ -203,7 +216,7 @@ func (h *history) open(app core.App, topic string, r retention) error {
 		return nil
 	}
 
-	loaded := newTopicLog()
+	loaded := newTopicLog(gapEvicted)
 	if h.disk != nil {
 		var err error
 		if loaded, err = h.disk.load(app, topic); err != nil {
@@ -275,7 +288,7 @@ func (h *history) keep(shard *hubShard, e *entry, r retention) {
 	l := shard.logs[topic]
 	if l == nil {
 		// evicted since it was opened
-		l = newTopicLog()
+		l = newTopicLog(gapEvicted)
 		h.put(shard, topic, l)
 	} else {
 		h.touch(l)
@@ -345,14 +358,14 @@ func (p *Plugin) openHistory(app core.App, topic string, options subscribeOption
 		return nil
 	}
 	if err := p.history.open(app, topic, r); err != nil {
-				p.logHistoryError(app, topic, err)
+		p.logHistoryError(app, topic, err)
 	}
 	if options.resume == "" {
 		return nil
 	}
-	position, err := p.history.positions.open(app, positionID(auth, topic, options.resume))
+	position, err := p.history.positions.open(app, positionID(auth, topic, options.resume), p.hub.head(topic))
 	if err != nil {
-				p.logHistoryError(app, topic, err)
+		p.logHistoryError(app, topic, err)
 	}
 	return position
 }

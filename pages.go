@@ -118,12 +118,9 @@ func (l *topicLog) page(options HistoryOptions, limit int) (page HistoryPage, en
 		if !ok {
 			return page, nil, fmt.Errorf("%w: %q", ErrInvalidPosition, clip(options.Since))
 		}
-		known := l.has(epoch, offset)
-		page.Recovered = known && epoch == l.epoch // else messages may be missing at the epoch's end
-		if !known {
-			offset = l.first() - 1
-		}
-		entries = l.from(offset + 1)
+		// messages may be missing at the end of another epoch
+		page.Recovered = epoch == l.epoch && offset+1 >= l.first() && offset <= l.last
+		entries = l.after(epoch, offset)
 		entries = entries[:min(len(entries), limit)]
 
 	case options.Before != "":
@@ -131,9 +128,10 @@ func (l *topicLog) page(options HistoryOptions, limit int) (page HistoryPage, en
 		if !ok {
 			return page, nil, fmt.Errorf("%w: %q", ErrInvalidPosition, clip(options.Before))
 		}
-		page.Recovered = l.has(epoch, offset)
+		after := l.after(epoch, max(offset, 1)-1)
+		page.Recovered = len(after) > 0 && after[0].epoch == epoch && after[0].offset == offset
 		if page.Recovered {
-			entries = l.entries[:max(offset, l.first())-l.first()]
+			entries = l.entries[:len(l.entries)-len(after)]
 			entries = entries[max(0, len(entries)-limit):]
 		}
 
@@ -142,17 +140,6 @@ func (l *topicLog) page(options HistoryOptions, limit int) (page HistoryPage, en
 		entries = l.entries[max(0, len(l.entries)-limit):]
 	}
 	return page, slices.Clone(entries), nil
-}
-
-// has reports whether the log goes on right after that position.
-func (l *topicLog) has(epoch string, offset uint64) bool {
-	if offset+1 < l.first() || offset > l.last {
-		return false
-	}
-	if epoch == l.epoch {
-		return true
-	}
-	return offset >= l.first() && l.entries[offset-l.first()].epoch == epoch
 }
 
 // historyAnswer is a page as HTTP clients see it.

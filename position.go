@@ -80,6 +80,7 @@ func (p *position) take(s *subscription, overlap time.Duration) (mark, bool) {
 		return mark{}, false
 	}
 	p.settle(time.Now(), overlap)
+	p.marks = p.marks[:1] // the later ones were of another connection
 	return p.marks[0], true
 }
 
@@ -135,9 +136,10 @@ func positionID(auth credentials, topic, resume string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// open returns the position with that id, which may be new. It may read the
-// disk, so no lock is held.
-func (ps *positions) open(app core.App, id string) (*position, error) {
+// open returns the position with that id. If there is none, it is new, and the
+// disk knows of it with the topic's head before open returns: so the server
+// does not forget it when it is killed. No lock is held.
+func (ps *positions) open(app core.App, id string, head mark) (*position, error) {
 	if p := ps.find(id); p != nil {
 		return p, nil
 	}
@@ -150,6 +152,8 @@ func (ps *positions) open(app core.App, id string) (*position, error) {
 		}
 		if ok {
 			p.marks = []mark{{epoch: saved.epoch, offset: saved.offset}}
+		} else {
+			ps.disk.commit(savedPosition{id: id, epoch: head.epoch, offset: head.offset, expires: time.Now().Add(ps.keep)})
 		}
 	}
 

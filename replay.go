@@ -15,8 +15,8 @@ const (
 // it has reached the end, under the topic's lock, it is live: so there is no
 // hole, no repetition and no other order between replay and live.
 type cursor struct {
-	epoch string
-	next  uint64
+	epoch  string
+	offset uint64 // the last one it has
 
 	slow     bool // it was live before
 	resumed  bool // recovered is sent at the end
@@ -24,36 +24,39 @@ type cursor struct {
 	gap      bool // a gap was told
 }
 
+// head is the position of a topic's newest message.
+func (h *hub) head(topic string) mark {
+	shard := h.shard(topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	if log := shard.logs[topic]; log != nil {
+		return mark{epoch: log.epoch, offset: log.last, at: time.Now()}
+	}
+	return mark{}
+}
+
 // enter is the beginning of a subscription. The shard's lock is held.
 func (h *hub) enter(shard *hubShard, s *subscription) {
-	log := shard.logs[s.topic]
-	if log == nil && s.position == nil {
-		if s.options.envelope {
-			s.tellReady("", false)
-		}
-		return
-	}
-
 	var (
-		head     mark
-		from     mark
-		resumed  bool
-		isLogged = log != nil
+		from    mark
+		resumed bool
 	)
-	if isLogged {
-		head = mark{epoch: log.epoch, offset: log.last, at: time.Now()}
-	}
 	if s.position != nil {
 		from, resumed = s.position.take(s, h.overlap)
 	}
 
+	log := shard.logs[s.topic]
 	switch {
 	case resumed:
-		s.behind = &cursor{epoch: from.epoch, next: from.offset + 1, resumed: true}
-	case isLogged:
-		first := max(log.last+1, uint64(s.options.replay)+1) - uint64(s.options.replay)
-		s.behind = &cursor{epoch: log.epoch, next: max(first, log.first())}
-		from = mark{epoch: log.epoch, offset: s.behind.next - 1, at: head.at}
+		s.behind = &cursor{epoch: from.epoch, offset: from.offset, resumed: true}
+	case log != nil:
+		from = mark{epoch: log.epoch, offset: log.last, at: time.Now()}
+		if n := min(s.options.replay, len(log.entries)); n > 0 {
+			first := log.entries[len(log.entries)-n]
+			from.epoch, from.offset = first.epoch, first.offset-1
+		}
+		s.behind = &cursor{epoch: from.epoch, offset: from.offset}
 		if s.position != nil {
 			s.position.start(s, from)
 			h.positions.save(s.position)
@@ -64,7 +67,7 @@ func (h *hub) enter(shard *hubShard, s *subscription) {
 	}
 	if s.options.envelope {
 		id := ""
-		if from.epoch != "" {
+		if s.behind != nil {
 			id = messageID(from.epoch, from.offset)
 		}
 		s.tellReady(id, resumed)
@@ -91,65 +94,47 @@ func (h *hub) fill(shard *hubShard, s *subscription) {
 	log := shard.logs[s.topic]
 	if log == nil {
 		// it keeps none any more, or was evicted: from now on live
-		s.tellGap(b, control{From: messageID(b.epoch, b.next-1), Reason: gapEvicted})
+		s.tellGap(b, "", 0, gapEvicted)
 		s.live(b)
 		return
 	}
 
-	if b.epoch != log.epoch && (b.epoch != log.before || b.next < log.first()) {
-		reason := gapEvicted
-		if log.before != "" {
-			reason = gapEpoch
-		}
-		s.tellGap(b, control{From: messageID(b.epoch, b.next-1), To: messageID(log.epoch, log.first()), Reason: reason})
-		b.epoch, b.next = log.epoch, log.first()
-		h.passed(s, b)
-	}
-	if b.next < log.first() {
-		reason := gapExpired
-		if b.slow {
-			reason = gapSlow
-		}
-		count := int(log.first() - b.next)
-		s.tellGap(b, control{From: messageID(b.epoch, b.next-1), To: messageID(log.epoch, log.first()), Count: &count, Reason: reason})
-		b.next = log.first()
-		h.passed(s, b)
-	}
-
-	for _, e := range log.from(b.next) {
-		if b.epoch != log.epoch && e.offset >= log.start {
-			s.endEpoch(b, log)
-		}
+	for _, e := range log.after(b.epoch, b.offset) {
 		if !s.client.hasRoom() {
 			return
 		}
+		h.step(s, log, e.epoch, e.offset)
 		if e.message.Except != s.client.id {
 			s.client.enqueue(frame{event: s.group.event, data: e.line(s.options.envelope), entry: e})
 			b.replayed++
 		}
-		b.next = e.offset + 1
 	}
-	if b.epoch != log.epoch {
-		s.endEpoch(b, log)
-	}
-	if b.next > log.last+1 {
-		b.next = log.last + 1
-	}
+	h.step(s, log, log.epoch, log.last+1)
 	s.live(b)
 }
 
-// passed notes a gap that was told. (A quick reconnect may tell it again.)
-func (h *hub) passed(s *subscription, b *cursor) {
-	if s.position != nil {
-		s.position.flushed(s, mark{epoch: b.epoch, offset: b.next - 1, at: time.Now()}, h.overlap)
+// step moves the cursor to a message, and tells of what is missing before it.
+func (h *hub) step(s *subscription, log *topicLog, epoch string, offset uint64) {
+	b := s.behind
+	switch {
+	case b.epoch == epoch && b.offset >= offset:
+		s.tellGap(b, epoch, offset, gapEpoch) // a position that was never reached
+	case b.epoch != epoch:
+		reason := gapEpoch // between entries, there is no other
+		if epoch == log.epoch {
+			reason = log.ended
+		}
+		s.tellGap(b, epoch, offset, reason)
+	case b.offset+1 < offset && b.slow:
+		s.tellGap(b, epoch, offset, gapSlow)
+	case b.offset+1 < offset:
+		s.tellGap(b, epoch, offset, gapExpired)
 	}
-}
-
-// endEpoch tells that between the epoch before and this one messages may be
-// missing.
-func (s *subscription) endEpoch(b *cursor, log *topicLog) {
-	s.tellGap(b, control{From: messageID(b.epoch, b.next-1), To: messageID(log.epoch, log.start), Reason: gapEpoch})
-	b.epoch = log.epoch
+	b.epoch, b.offset = epoch, offset
+	if b.gap && s.position != nil {
+		// so that a gap is told once (or again, right after a reconnect)
+		s.position.flushed(s, mark{epoch: epoch, offset: offset - 1, at: time.Now()}, h.overlap)
+	}
 }
 
 // live ends the cursor.
@@ -161,10 +146,22 @@ func (s *subscription) live(b *cursor) {
 	}
 }
 
-func (s *subscription) tellGap(b *cursor, c control) {
+// tellGap tells that messages before that one are missing. Their number is only
+// known within an epoch.
+func (s *subscription) tellGap(b *cursor, epoch string, offset uint64, reason string) {
 	b.gap = true
-	c.Type, c.Topic, c.Code = "gap", s.topic, codeGap
-	c.Message = "Some messages of this topic are not available any more."
+	c := control{
+		Type: "gap", Topic: s.topic, Code: codeGap, Reason: reason,
+		Message: "Some messages of this topic are not available any more.",
+		From:    messageID(b.epoch, b.offset),
+	}
+	if epoch != "" {
+		c.To = messageID(epoch, offset)
+	}
+	if epoch == b.epoch && b.offset < offset {
+		count := int(offset - b.offset - 1)
+		c.Count = &count
+	}
 	s.client.enqueue(newFrame(c.onKey(s.key, s.options.envelope)))
 }
 
@@ -181,7 +178,7 @@ func (s *subscription) fallBehind(e *entry) bool {
 			return false
 		}
 	}
-	s.behind = &cursor{epoch: e.epoch, next: e.offset, slow: true}
+	s.behind = &cursor{epoch: e.epoch, offset: e.offset - 1, slow: true}
 	s.client.behind.Add(1)
 	return true
 }

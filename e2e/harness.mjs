@@ -55,7 +55,7 @@ export async function startTestServer({ args = [] } = {}) {
 function build(pkg) {
   if (!builds.has(pkg)) {
     const binary = path.join(scratch, path.basename(pkg));
-    const args = ["build", ...(process.env.E2E_RACE === "1" ? ["-race"] : []), "-o", binary, pkg];
+    const args = ["build", "-o", binary, pkg];
     builds.set(
       pkg,
       promisify(execFile)("go", args, { cwd: repository }).then(() => binary),

@@ -1,0 +1,49 @@
+// Command stress looks for a message that is lost, repeated, out of order or
+// delivered without the right, while everything goes wrong that can.
+//
+//	make stress
+//
+// A server with histories runs as a process of its own. Publishers publish,
+// subscribers come with and without options, their connections are cut at any
+// byte, some stop reading for a while, members lose their access and get it
+// back, and the server is stopped and killed. For each subscriber the program
+// knows what may, must and must not arrive.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"time"
+)
+
+// serveEnv makes the program the server: it is the data folder.
+const (
+	serveEnv   = "TOPICS_STRESS_SERVE"
+	addressEnv = "TOPICS_STRESS_ADDRESS"
+)
+
+func main() {
+	if dir := os.Getenv(serveEnv); dir != "" {
+		exit(serve(dir, os.Getenv(addressEnv)))
+	}
+
+	o := options{}
+	flag.Uint64Var(&o.seed, "seed", rand.Uint64(), "of the random decisions")
+	flag.DurationVar(&o.duration, "duration", 20*time.Second, "how long to go on")
+	flag.IntVar(&o.subscribers, "subscribers", 60, "how many there are")
+	flag.Parse()
+
+	f, err := run(o)
+	fmt.Println(f)
+	exit(err)
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "stress:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}

@@ -1,0 +1,102 @@
+package main
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// truth is what has really happened.
+type truth struct {
+	mu     sync.Mutex
+	topics map[string]*topicTruth
+	kills  []time.Time
+	faults []string
+
+	published, delivered, repeated, gaps, cuts, stalls, revoked, recovered, restarts atomic.Int64
+}
+
+type topicTruth struct {
+	// of each message: when its publish began, and whether it was answered
+	begun    []time.Time
+	answered []bool
+}
+
+func newTruth() *truth { return &truth{topics: map[string]*topicTruth{}} }
+
+// begin returns the number of a topic's next message.
+func (t *truth) begin(topic string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	of := t.topics[topic]
+	if of == nil {
+		of = &topicTruth{begun: []time.Time{{}}, answered: []bool{false}} // numbers start at 1
+		t.topics[topic] = of
+	}
+	of.begun = append(of.begun, time.Now())
+	of.answered = append(of.answered, false)
+	return len(of.begun) - 1
+}
+
+func (t *truth) answer(topic string, n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	t.topics[topic].answered[n] = true
+	t.published.Add(1)
+}
+
+// between returns the answered messages with a number between the two.
+func (t *truth) between(topic string, after, before int) (list []int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	of := t.topics[topic]
+	if of == nil {
+		return nil
+	}
+	for n := after + 1; n < min(before, len(of.answered)); n++ {
+		if of.answered[n] {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+func (t *truth) begun(topic string, n int) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	if of := t.topics[topic]; of != nil && n < len(of.begun) {
+		return of.begun[n]
+	}
+	return time.Time{}
+}
+
+func (t *truth) newest(topic string) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	if of := t.topics[topic]; of != nil {
+		return len(of.begun) - 1
+	}
+	return 0
+}
+
+func (t *truth) killed() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	return len(t.kills) > 0
+}
+
+func (t *truth) fault(format string, args ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	if len(t.faults) < 20 {
+		t.faults = append(t.faults, fmt.Sprintf(format, args...))
+	}
+}
