@@ -122,7 +122,7 @@ type Config struct {
 
 	// ResumeOverlap is how long before the end of a connection a message must
 	// have been sent to it to count as received. What was sent later is sent
-	// again, with the same id. Default 5 seconds, -1 for none.
+	// again, with the same id. Default 10 seconds, -1 for none.
 	ResumeOverlap time.Duration
 
 	// MaxPositions is how many positions are kept. Default 100,000.
@@ -174,7 +174,7 @@ func (c Config) withDefaults() Config {
 	}
 	switch c.ResumeOverlap {
 	case 0:
-		c.ResumeOverlap = 5 * time.Second
+		c.ResumeOverlap = 10 * time.Second
 	case -1:
 		c.ResumeOverlap = 0
 	}

@@ -76,41 +76,59 @@ async function start(pkg, args) {
   await run("superuser", "upsert", account.email, account.password, "--dir", dir);
 
   let output = "";
-  const child = spawn(binary, ["serve", "--http", address, "--dir", dir, ...args], {
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  running.add(child);
-  child.stdout.on("data", (chunk) => (output += chunk));
-  child.stderr.on("data", (chunk) => (output += chunk));
-  const exited = once(child, "exit").finally(() => running.delete(child));
+  let child, exited;
+  const launch = () => {
+    child = spawn(binary, ["serve", "--http", address, "--dir", dir, ...args], {
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    const own = child;
+    running.add(own);
+    own.stdout.on("data", (chunk) => (output += chunk));
+    own.stderr.on("data", (chunk) => (output += chunk));
+    exited = once(own, "exit").finally(() => running.delete(own));
+  };
+  launch();
 
   const logs = () => output;
-  const stop = async () => {
+  const end = async (signal) => {
     if (child.exitCode === null && child.signalCode === null) {
-      child.kill("SIGTERM");
+      child.kill(signal);
       const timer = setTimeout(() => child.kill("SIGKILL"), 10_000);
       await exited;
       clearTimeout(timer);
     }
+  };
+  const stop = async () => {
+    await end("SIGTERM");
     rmSync(dir, { recursive: true, force: true });
     if (output.includes("DATA RACE") || output.includes("panic:")) {
       throw new Error(`${pkg} failed:\n${output}`);
     }
   };
 
-  for (const end = Date.now() + 60_000; ; await sleep(50)) {
-    if (child.exitCode !== null || Date.now() > end) {
-      await stop();
-      throw new Error(`${pkg} did not start:\n${output}`);
+  const healthy = async () => {
+    for (const until = Date.now() + 60_000; ; await sleep(50)) {
+      if (child.exitCode !== null || Date.now() > until) {
+        await stop();
+        throw new Error(`${pkg} did not start:\n${output}`);
+      }
+      const answers = await fetch(url + "/api/health").then(
+        (response) => response.ok,
+        () => false,
+      );
+      if (answers) return;
     }
-    const healthy = await fetch(url + "/api/health").then(
-      (response) => response.ok,
-      () => false,
-    );
-    if (healthy) break;
-  }
+  };
+  await healthy();
 
-  return { url, dir, run, stop, logs, superuser: async () => ({ ...account }) };
+  // restart ends the process with a signal, and starts it again on its data
+  const restart = async (signal) => {
+    await end(signal);
+    launch();
+    await healthy();
+  };
+
+  return { url, dir, run, stop, restart, logs, superuser: async () => ({ ...account }) };
 }
 
 async function freePort() {

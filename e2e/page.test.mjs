@@ -1,7 +1,7 @@
 // The example app's page in headless Chromium.
 
 import assert from "node:assert/strict";
-import { after, afterEach, before, test } from "node:test";
+import { after, afterEach, before, beforeEach, test } from "node:test";
 
 import { client, launchBrowser, startExample, startProxy } from "./harness.mjs";
 
@@ -9,28 +9,29 @@ const LOBBY = "lobby0000000001";
 
 let server;
 let admin; // the SDK, signed in as superuser
-let members; // of the lobby, at first
 let browser;
 let contexts = [];
 
 before(async () => {
+  browser = await launchBrowser();
+});
+
+// a server for each test: rooms remember what was said
+beforeEach(async () => {
   server = await startExample();
   const { email, password } = await server.superuser();
   admin = await client(server.url);
   await admin.collection("_superusers").authWithPassword(email, password);
-  ({ members } = await admin.collection("rooms").getOne(LOBBY));
-  browser = await launchBrowser();
 });
 
 afterEach(async () => {
   await Promise.all(contexts.map((context) => context.close()));
   contexts = [];
-  await admin.collection("rooms").update(LOBBY, { members });
+  await server?.stop();
 });
 
 after(async () => {
   await browser?.close();
-  await server?.stop();
 });
 
 // visit opens the page in a context of its own. complaints collects what the
@@ -226,7 +227,11 @@ test("ann removes bob and adds bob again, and both pages show it at once", async
     const secret = "not for bob " + round;
     await say(ann.page, secret);
     await lastMessage(ann.page, secret);
+    for (const { page } of [bob, tab]) {
+      assert.equal(await page.locator("#messages li", { hasText: secret }).count(), 0);
+    }
 
+    // back in the room, bob may read what the room remembers
     await press(ann.page, "Add bob");
     for (const { page } of [bob, tab]) {
       await roomIs(page, "open");
@@ -242,9 +247,6 @@ test("ann removes bob and adds bob again, and both pages show it at once", async
     for (const { page } of [bob, tab]) await lastMessage(page, "hello again");
     await say(tab.page, "back " + round);
     for (const { page } of [ann, bob]) await lastMessage(page, "back " + round);
-    for (const { page } of [bob, tab]) {
-      assert.equal(await page.locator("#messages li", { hasText: secret }).count(), 0);
-    }
   }
 
   for (const visitor of [ann, bob, tab]) assert.deepEqual(visitor.complaints, []);
@@ -395,6 +397,56 @@ test("after a lost connection the page goes on", async () => {
 
   await Promise.all(contexts.map((context) => context.close()));
   await proxy.stop();
+});
+
+test("a room remembers, and a cut connection loses nothing", async () => {
+  const ann = await visit();
+  const bob = await visit();
+  await signIn(ann.page, "ann");
+  const annsClient = await client(server.url, "ann@example.com", "topics-demo");
+  const tell = (text) =>
+    annsClient.send("/api/topics/publish", {
+      method: "POST",
+      body: { topic: "room/" + LOBBY, data: { text, from: "ann" } },
+    });
+  for (let n = 1; n <= 60; n++) await tell(`line ${n}`);
+  await lastMessage(ann.page, "line 60");
+
+  // the last 50 on opening the room
+  await signIn(bob.page, "bob");
+  await lastMessage(bob.page, "line 60");
+  const lines = () => bob.page.locator("#messages li .text").allTextContents();
+  assert.deepEqual(
+    await lines(),
+    Array.from({ length: 50 }, (_, i) => `line ${i + 11}`),
+  );
+
+  // the button cuts; what is said meanwhile is there, once
+  await bob.page.click("#cut");
+  await bob.page.locator('#connection[data-state="reconnecting"]').waitFor();
+  for (let n = 61; n <= 65; n++) await tell(`line ${n}`);
+  await bob.page.locator("#messages li.system", { hasText: "nothing is missing" }).waitFor();
+  await connected(bob.page);
+  await tell("line 66");
+  await lastMessage(bob.page, "line 66");
+  const said = (await lines()).filter((text) => text.startsWith("line"));
+  assert.deepEqual(
+    said,
+    Array.from({ length: 56 }, (_, i) => `line ${i + 11}`),
+  );
+
+  // more than the room remembers: it says so
+  await bob.page.click("#cut");
+  for (let i = 0; i < 3; i++) {
+    const messages = Array.from({ length: 100 }, (_, n) => ({
+      topic: "room/" + LOBBY,
+      data: { text: `flood ${i * 100 + n}`, from: "ann" },
+    }));
+    await annsClient.send("/api/topics/publish", { method: "POST", body: { messages } });
+  }
+  await bob.page.locator("#messages li.system", { hasText: "(expired)" }).waitFor();
+  await lastMessage(bob.page, "flood 299");
+  assert.deepEqual(ann.complaints, []);
 });
 
 test("fits a phone", async () => {

@@ -18,6 +18,7 @@ func bindRooms(app core.App) {
 		group.POST("/invite", inviteToRoom)
 		group.POST("/remove", removeFromRoom)
 		group.POST("/leave", leaveRoom)
+		se.Router.POST("/api/cut", cutConnection)
 
 		return se.Next()
 	})
@@ -97,6 +98,21 @@ func leaveRoom(e *core.RequestEvent) error {
 
 		return txApp.Save(room)
 	})
+}
+
+// cutConnection ends the realtime connection of the page that asks, as a proxy
+// or a bad network would.
+func cutConnection(e *core.RequestEvent) error {
+	var body struct {
+		ClientID string `json:"clientId"`
+	}
+	if err := e.BindBody(&body); err != nil {
+		return e.BadRequestError("", err)
+	}
+	// who knows the id, which is random, is its owner
+	e.App.SubscriptionsBroker().Unregister(body.ClientID)
+
+	return e.NoContent(http.StatusNoContent)
 }
 
 // changeOwnRoom runs change in a transaction with the room of the request's

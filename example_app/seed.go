@@ -137,7 +137,8 @@ func seedTopics(app core.App) error {
 			"collection":    roomsCollection,
 			"subscribeRule": memberRule,
 			"publishRule":   memberRule,
-			"description":   "The members of the room.",
+			"history":       100,
+			"description":   "The members of the room, who find the last messages when they come.",
 		},
 		{
 			"pattern":       "user/{id}",

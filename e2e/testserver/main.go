@@ -30,9 +30,12 @@ func main() {
 	app := pocketbase.New()
 
 	config := topics.Config{
+		HistoryMessages: 5000,
 		Topics: []topics.Topic{
 			{Pattern: "example", SubscribeRule: types.Pointer(""), PublishRule: types.Pointer("")},
 			{Pattern: "open/{name}", SubscribeRule: types.Pointer(""), PublishRule: types.Pointer("")},
+			{Pattern: "log/{name}", SubscribeRule: types.Pointer(""), PublishRule: types.Pointer(""), History: 5000},
+			{Pattern: "short/{name}", SubscribeRule: types.Pointer(""), PublishRule: types.Pointer(""), History: 5},
 			{Pattern: "members/{name}", SubscribeRule: types.Pointer(signedIn), PublishRule: types.Pointer(signedIn)},
 			{Pattern: "staff"}, // null rules: superusers only
 		},
@@ -150,6 +153,9 @@ func answer(e *core.RequestEvent, err error) error {
 
 // seed creates the account tester@example.com and the collection notes.
 func seed(app core.App) error {
+	if _, err := app.FindAuthRecordByEmail("users", "tester@example.com"); err == nil {
+		return nil // after a restart
+	}
 	users, err := app.FindCollectionByNameOrId("users")
 	if err != nil {
 		return err

@@ -1,4 +1,6 @@
-import PocketBase, { BaseAuthStore } from "./vendor/pocketbase/pocketbase.es.mjs";
+import PocketBase, {
+  BaseAuthStore,
+} from "./vendor/pocketbase/pocketbase.es.mjs";
 
 const ROOM = "lobby0000000001";
 const ROOM_TOPIC = "room/" + ROOM;
@@ -7,10 +9,9 @@ const MAX_LINES = 200;
 
 // The demo accounts' e-mails by their names.
 const DEMO = Object.fromEntries(
-  [...document.querySelectorAll("[data-email]")].map(({ dataset: { email } }) => [
-    email.split("@")[0],
-    email,
-  ]),
+  [...document.querySelectorAll("[data-email]")].map(
+    ({ dataset: { email } }) => [email.split("@")[0], email],
+  ),
 );
 
 // Each tab has its own sign-in, so that ann and bob fit in one browser.
@@ -41,10 +42,7 @@ function onConnect() {
   showConnection("connected", "connected");
   refused = null; // what is refused on this connection is told anew
 
-  if (wasConnected && pb.authStore.isValid) {
-    addLine(el("messages"), "system", "Reconnected. Messages sent meanwhile are missing here.");
-    refreshRoom();
-  }
+  if (wasConnected && pb.authStore.isValid) refreshRoom();
   wasConnected = true;
 }
 
@@ -107,7 +105,10 @@ async function listen() {
 async function enter() {
   const me = pb.authStore.record.id;
 
-  await Promise.all([pb.realtime.subscribe("user/" + me, onPersonal), joinRoom()]);
+  await Promise.all([
+    pb.realtime.subscribe("user/" + me, onPersonal),
+    joinRoom(),
+  ]);
 }
 
 async function signIn(email) {
@@ -133,7 +134,8 @@ async function signOut() {
 
   refused = null;
   for (const id of ["messages", "members", "others"]) el(id).replaceChildren();
-  for (const id of ["send-error", "people-result", "login-error"]) el(id).textContent = "";
+  for (const id of ["send-error", "people-result", "login-error"])
+    el(id).textContent = "";
   el("personal").hidden = true;
   el("no-messages").hidden = false;
   el("send-form").reset();
@@ -151,7 +153,8 @@ async function endSession({ message, code }) {
 }
 
 function setBusy(busy) {
-  for (const button of document.querySelectorAll("[data-email]")) button.disabled = busy;
+  for (const button of document.querySelectorAll("[data-email]"))
+    button.disabled = busy;
 }
 
 // ---------------------------------------------------------------------- room
@@ -159,47 +162,79 @@ function setBusy(busy) {
 let refused = null; // the server's notice, while there is one
 let leaving = false; // by the button: the notice that follows is no surprise
 let refreshes = 0;
+let seen = new Set(); // the ids of the messages that are shown
 
 // joinRoom also comes back to a room: a key stays subscribed in the SDK when it
 // is refused or revoked, and would not be sent again.
 async function joinRoom() {
-  await pb.realtime.unsubscribe(ROOM_TOPIC);
+  await pb.realtime.unsubscribe(ROOM_TOPIC); // with whatever options
   refused = null;
-  await pb.realtime.subscribe(ROOM_TOPIC, onRoomMessage);
+  await pb.realtime.subscribe(ROOM_TOPIC, onRoomEvent, {
+    replay: 50,
+    // Under this id the server knows how far this page has come. It is another
+    // one each time the page enters, and the same when the SDK reconnects.
+    resume: crypto.randomUUID?.() ?? String(Math.random()),
+  });
 
   await refreshRoom();
 }
 
-// onRoomMessage gets exactly what was published or notified, and the server's
-// own notices under the reserved key "@topics".
-function onRoomMessage(message) {
-  if (message["@topics"]) {
-    onNotice(message["@topics"]);
-    return;
+// onRoomEvent gets messages and the server's own notices in envelopes, because
+// of the resume option.
+function onRoomEvent(event) {
+  switch (event.type) {
+    case "message":
+      // after a reconnect the last ones may come again, with the same id
+      if (!seen.has(event.id)) showMessage(event);
+      seen.add(event.id);
+      break;
+    case "ready":
+      if (event.resumed) break;
+      seen = new Set();
+      el("messages").replaceChildren();
+      break;
+    case "recovered":
+      addLine(el("messages"), "system", "Reconnected, and nothing is missing.");
+      break;
+    case "gap":
+      addLine(el("messages"), "system", `${event.message} (${event.reason})`);
+      break;
+    case "denied":
+    case "revoked":
+      refused = { ...event, title: titleOf(event) };
+      leaving = false;
+      el("personal").hidden = true;
+      refreshRoom();
+      break;
   }
-
-  if (message.system) {
-    addLine(el("messages"), "system", message.system);
-    refreshRoom();
-    return;
-  }
-
-  // `from` is what the sender's page claims. Only members can publish here,
-  // but which of them did is not proven before envelopes carry a sender that
-  // is set by the server.
-  const mine = message.from === pb.authStore.record?.name;
-  addLine(el("messages"), mine ? "mine" : "other", message.text, message.from);
 }
 
-function onNotice(notice) {
-  if (notice.type === "denied" || notice.type === "revoked") {
-    refused = { ...notice, title: titleOf(notice) };
-    leaving = false;
-    el("personal").hidden = true;
-    refreshRoom();
-  } else {
-    addLine(el("messages"), "system", notice.message);
+function showMessage({ data, sender, time }) {
+  if (data.system) {
+    addLine(el("messages"), "system", data.system, null, isoTime(time));
+    refreshSoon();
+    return;
   }
+
+  // the sender is set by the server; `from` is only what it calls itself
+  const mine = sender?.id === pb.authStore.record?.id;
+  addLine(
+    el("messages"),
+    mine ? "mine" : "other",
+    data.text,
+    data.from,
+    isoTime(time),
+  );
+}
+
+// isoTime turns PocketBase's format of times into JavaScript's.
+const isoTime = (time) => time.replace(" ", "T");
+
+// refreshSoon is refreshRoom once for many calls, as a replay makes.
+let refreshTimer = 0;
+function refreshSoon() {
+  clearTimeout(refreshTimer);
+  refreshTimer = setTimeout(refreshRoom, 20);
 }
 
 function titleOf({ type }) {
@@ -213,13 +248,17 @@ async function refreshRoom() {
   const outdated = () => refresh !== refreshes || !pb.authStore.isValid;
 
   try {
-    const access = await pb.send("/api/topics/access", { query: { topic: ROOM_TOPIC } });
+    const access = await pb.send("/api/topics/access", {
+      query: { topic: ROOM_TOPIC },
+    });
     if (outdated()) return;
     showAccess(access);
 
     if (!access.subscribe.allowed) return;
 
-    const room = await pb.collection("rooms").getOne(ROOM, { expand: "members" });
+    const room = await pb
+      .collection("rooms")
+      .getOne(ROOM, { expand: "members" });
     if (outdated()) return;
     el("room-name").textContent = room.name;
     showPeople(room.expand?.members ?? []);
@@ -231,11 +270,15 @@ async function refreshRoom() {
 function showAccess({ topic, subscribe, publish }) {
   showRoom(refused || !subscribe.allowed ? "refused" : "open");
 
-  el("refusal-title").textContent = refused?.title ?? titleOf({ type: "denied" });
+  el("refusal-title").textContent =
+    refused?.title ?? titleOf({ type: "denied" });
   el("refusal-topic").textContent = refused?.topic ?? topic;
   el("refusal-code").textContent = refused?.code ?? subscribe.code ?? "";
-  el("refusal-message").textContent = refused?.message ?? subscribe.message ?? "";
-  el("access-subscribe").textContent = subscribe.allowed ? "allowed" : "refused";
+  el("refusal-message").textContent =
+    refused?.message ?? subscribe.message ?? "";
+  el("access-subscribe").textContent = subscribe.allowed
+    ? "allowed"
+    : "refused";
   el("access-publish").textContent = publish.allowed ? "allowed" : "refused";
 }
 
@@ -245,7 +288,8 @@ function showRoom(state) {
   el("leave").hidden = state !== "open";
   el("people").hidden = state !== "open";
   el("messages").hidden = state === "refused";
-  el("no-messages").hidden = state === "refused" || el("messages").children.length > 0;
+  el("no-messages").hidden =
+    state === "refused" || el("messages").children.length > 0;
 
   if (state === "refused") el("room-name").textContent = "The room";
 }
@@ -261,16 +305,23 @@ function showPeople(members) {
 
   el("members").replaceChildren(
     ...members.map(({ id, name }) =>
-      id === me ? person(name + " (you)") : person(name, "Remove", () => removeMember(id, name)),
+      id === me
+        ? person(name + " (you)")
+        : person(name, "Remove", () => removeMember(id, name)),
     ),
   );
   el("others").replaceChildren(
-    ...others.map((name) => person(name, "Add", () => addMember(DEMO[name], name))),
+    ...others.map((name) =>
+      person(name, "Add", () => addMember(DEMO[name], name)),
+    ),
   );
   el("others-box").hidden = others.length === 0;
 
   // whoever works with the keyboard stays at the person
-  if (focused) document.querySelector(`#people [data-name="${CSS.escape(focused)}"]`)?.focus();
+  if (focused)
+    document
+      .querySelector(`#people [data-name="${CSS.escape(focused)}"]`)
+      ?.focus();
 }
 
 // person is a line of a list, with a button if there is something to do.
@@ -308,12 +359,18 @@ async function act(button, action) {
 }
 
 async function removeMember(user, name) {
-  await pb.send(`/api/rooms/${ROOM}/remove`, { method: "POST", body: { user } });
+  await pb.send(`/api/rooms/${ROOM}/remove`, {
+    method: "POST",
+    body: { user },
+  });
   return name + " was removed.";
 }
 
 async function addMember(email, name = email) {
-  await pb.send(`/api/rooms/${ROOM}/invite`, { method: "POST", body: { email } });
+  await pb.send(`/api/rooms/${ROOM}/invite`, {
+    method: "POST",
+    body: { email },
+  });
   return name + " is a member now.";
 }
 
@@ -330,7 +387,13 @@ function onAnnouncement(message) {
   if (message["@topics"]) return;
 
   el("no-announcements").hidden = true;
-  addLine(el("announcements"), "announcement", message.text, null, message.time);
+  addLine(
+    el("announcements"),
+    "announcement",
+    message.text,
+    null,
+    message.time,
+  );
 }
 
 function onPersonal(message) {
@@ -365,14 +428,18 @@ function addLine(list, kind, text, from, time) {
 
   const body = document.createElement("span");
   body.className = "text";
-  body.textContent = typeof text === "string" ? text : JSON.stringify(text ?? null);
+  body.textContent =
+    typeof text === "string" ? text : JSON.stringify(text ?? null);
   line.append(body, " ");
 
   const sent = time ? new Date(time) : new Date();
   if (!Number.isNaN(sent.valueOf())) {
     const stamp = document.createElement("time");
     stamp.dateTime = sent.toISOString();
-    stamp.textContent = sent.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+    stamp.textContent = sent.toLocaleTimeString([], {
+      hour: "2-digit",
+      minute: "2-digit",
+    });
     line.append(stamp);
   }
 
@@ -417,6 +484,13 @@ for (const button of document.querySelectorAll("[data-email]")) {
 el("logout").addEventListener("click", signOut);
 el("retry").addEventListener("click", joinRoom);
 
+el("cut").addEventListener("click", () =>
+  pb.send("/api/cut", {
+    method: "POST",
+    body: { clientId: pb.realtime.clientId },
+  }),
+);
+
 el("leave").addEventListener("click", async () => {
   leaving = true;
   try {
@@ -428,6 +502,8 @@ el("leave").addEventListener("click", async () => {
 });
 
 onSubmit("send-form", "text", "send-error", send);
-onSubmit("invite-form", "invite-email", "people-result", (email) => addMember(email));
+onSubmit("invite-form", "invite-email", "people-result", (email) =>
+  addMember(email),
+);
 
 start();
