@@ -14,6 +14,9 @@ type Stats struct {
 	QueuedMessages int `json:"queuedMessages"`
 	QueuedBytes    int `json:"queuedBytes"`
 
+	// HistoryBacklog are messages of histories that are not on the disk yet.
+	HistoryBacklog int `json:"historyBacklog"`
+
 	// Published are the messages handed to this process's subscribers.
 	Published uint64 `json:"published"`
 
@@ -42,6 +45,11 @@ func (p *Plugin) Stats() Stats {
 		s.QueuedBytes += bytes
 		return true
 	})
+	if d := p.history.disk; d != nil {
+		d.mu.Lock()
+		s.HistoryBacklog = int(d.added - d.done)
+		d.mu.Unlock()
+	}
 	for i := range p.hub.shards {
 		shard := &p.hub.shards[i]
 		shard.mu.Lock()

@@ -22,13 +22,14 @@ func TestMain(m *testing.M) {
 // A short run with few connections: nothing is lost, nothing overtakes, and
 // all subscribers of a topic see one order.
 func TestNothingIsLostOrReordered(t *testing.T) {
-	short := []string{"burst-http", "burst-loop", "closed-loop", "many-topics", "stalled-1%", "stalled-memory", "large-60", "storm", "memory"}
+	short := []string{"burst-http", "burst-loop", "closed-loop", "many-topics", "stalled-1%", "stalled-memory", "large-60", "storm", "memory", "history-20000", "history-replay", "history-recovery"}
 	for _, s := range scenarios() {
 		if !slices.Contains(short, s.name) {
 			continue
 		}
 		t.Run(s.name, func(t *testing.T) {
-			metrics, err := runOnce(options{duration: 300 * time.Millisecond, scale: 0.02}, s, plugin)
+			kind := s.kinds[len(s.kinds)-1] // the plugin, with what the scenario is about
+			metrics, err := runOnce(options{duration: 300 * time.Millisecond, scale: 0.02}, s, kind)
 			require.NoError(t, err)
 			require.NotEmpty(t, metrics)
 			for _, m := range metrics {

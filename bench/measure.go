@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -94,8 +95,9 @@ func (s *subscriber) expected(p published) (n int64) {
 	if s.stalled != nil {
 		return 0
 	}
-	for _, t := range s.topics {
-		n += p.topics[t]
+	for _, key := range s.topics {
+		topic, _, _ := strings.Cut(key, "?")
+		n += p.topics[topic]
 	}
 	return n
 }

@@ -31,7 +31,12 @@ const (
 	docsLoop kind = "docs' loop"    // plain PocketBase and the documented notify loop
 	records  kind = "record events" // plain PocketBase, a record is created for each message
 	plugin   kind = "topics"
+	inMemory kind = "topics, history in memory"
+	onDisk   kind = "topics, history on disk"
 )
+
+// isPlugin reports whether the server has the plugin.
+func (k kind) isPlugin() bool { return k == plugin || k == inMemory || k == onDisk }
 
 // The rule of the topics room/{room} and the collections that it reads.
 const memberRule = "@request.auth.id != '' && @collection.members.room ?= @topic.room && @collection.members.user ?= @request.auth.id"
@@ -53,12 +58,16 @@ func serve(k kind) error {
 	}()
 
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir})
-	if k == plugin {
+	if k.isPlugin() {
 		everyone, members := "", memberRule
+		kept := 0
+		if k != plugin {
+			kept = 1000
+		}
 		// heartbeats would be counted for idle connections, in windows too
 		// short to show their true share
-		err := topics.Register(app, topics.Config{Heartbeat: -1, WriteTimeout: writeTimeout, Topics: []topics.Topic{
-			{Pattern: "open/{name}", SubscribeRule: &everyone, PublishRule: &everyone},
+		err := topics.Register(app, topics.Config{Heartbeat: -1, WriteTimeout: writeTimeout, HistoryInMemory: k == inMemory, ResumeOverlap: -1, Topics: []topics.Topic{
+			{Pattern: "open/{name}", SubscribeRule: &everyone, PublishRule: &everyone, History: kept},
 			{Pattern: "room/{room}", SubscribeRule: &members},
 		}})
 		if err != nil {
@@ -122,7 +131,7 @@ type server struct {
 
 func (s *server) notify(topic string, data any) error {
 	switch s.kind {
-	case plugin:
+	case plugin, inMemory, onDisk:
 		return topics.Notify(s.app, topic, data)
 	case records:
 		collection, err := s.app.FindCachedCollectionByNameOrId("messages")
@@ -248,7 +257,7 @@ func (s *server) usage(e *core.RequestEvent) error {
 		Resident:    resident(),
 		Connections: s.app.SubscriptionsBroker().TotalClients(),
 	}
-	if s.kind == plugin {
+	if s.kind.isPlugin() {
 		stats := topics.From(s.app).Stats()
 		answer.Topics = &stats
 	}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -21,6 +22,7 @@ type subscriber struct {
 	mu     sync.Mutex
 	phases map[uint32]*receipts
 
+	notices  atomic.Int32  // ready and recovered
 	received *counter      // of all subscribers together
 	stalled  chan struct{} // not nil: it does not read before this is closed
 	ended    chan struct{}
@@ -113,6 +115,10 @@ func (s *subscriber) read(stream *bufio.Reader, connected chan struct{}) error {
 				<-s.stalled
 			}
 			m, err := parseMessage(data)
+			if err != nil && bytes.HasPrefix(data, []byte(`{"type":"`)) {
+				s.notices.Add(1)
+				continue
+			}
 			if err != nil {
 				return fmt.Errorf("%w: %s", err, data)
 			}

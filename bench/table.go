@@ -83,14 +83,16 @@ func (r result) table() string {
 	for _, k := range r.scenario.kinds {
 		fmt.Fprintf(&b, " | %s", k)
 	}
-	fmt.Fprintf(&b, " | %s / %s |\n|---|%s---:|\n", plugin, docsLoop, strings.Repeat("---:|", len(r.scenario.kinds)))
+	first, last := r.scenario.kinds[0], r.scenario.kinds[len(r.scenario.kinds)-1]
+	fmt.Fprintf(&b, " | %s / %s |\n|---|%s---:|\n", last, first, strings.Repeat("---:|", len(r.scenario.kinds)))
 
-	for _, m := range r.metrics[plugin] {
+	for _, m := range r.metrics[last] {
 		fmt.Fprintf(&b, "| %s", m.name)
 		for _, k := range r.scenario.kinds {
 			fmt.Fprintf(&b, " | %s", r.cell(k, m.name))
 		}
-		base, ok := find(r.metrics[docsLoop], m.name)
+		base, ok := find(r.metrics[first], m.name)
+		ok = ok && first != last
 		if ratio := m.value / base; ok && base != 0 && !math.IsNaN(ratio) {
 			fmt.Fprintf(&b, " | %.2f |\n", ratio)
 		} else {
