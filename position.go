@@ -222,7 +222,7 @@ func (ps *positions) all() []savedPosition {
 	defer ps.mu.Unlock()
 
 	now := time.Now()
-	var list []savedPosition
+	var saved []savedPosition
 	for id, p := range ps.byID {
 		m, ok := p.certain(ps.overlap)
 		if !ok || !p.expires.IsZero() && now.After(p.expires) {
@@ -232,9 +232,9 @@ func (ps *positions) all() []savedPosition {
 		if expires.IsZero() {
 			expires = now.Add(ps.keep)
 		}
-		list = append(list, savedPosition{id: id, epoch: m.epoch, offset: m.offset, expires: expires})
+		saved = append(saved, savedPosition{id: id, epoch: m.epoch, offset: m.offset, expires: expires})
 	}
-	return list
+	return saved
 }
 
 // sweep drops what has expired.

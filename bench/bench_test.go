@@ -14,7 +14,7 @@ import (
 // The servers are this program too.
 func TestMain(m *testing.M) {
 	if k := os.Getenv(serveEnv); k != "" {
-		exit(serve(kind(k)))
+		os.Exit(status(serve(kind(k))))
 	}
 	os.Exit(m.Run())
 }

@@ -31,11 +31,11 @@ func (c *counter) expect(more int64) {
 func (c *counter) wait(patience time.Duration) {
 	reached := *c.reached.Load()
 	for before := int64(-1); ; {
-		if now := c.n.Load(); now == before || now >= c.target.Load() {
+		now := c.n.Load()
+		if now == before || now >= c.target.Load() {
 			return
-		} else {
-			before = now
 		}
+		before = now
 		select {
 		case <-reached:
 			return

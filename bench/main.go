@@ -31,7 +31,7 @@ const serveEnv = "TOPICS_BENCH_SERVE"
 
 func main() {
 	if k := os.Getenv(serveEnv); k != "" {
-		exit(serve(kind(k)))
+		os.Exit(status(serve(kind(k))))
 	}
 
 	scenario := flag.String("scenario", ".", "run the scenarios whose name matches this `regexp`")
@@ -44,16 +44,17 @@ func main() {
 
 	var err error
 	if opts.scenario, err = regexp.Compile(*scenario); err != nil {
-		exit(err)
+		os.Exit(status(err))
 	}
 	_, err = run(opts, os.Stdout)
-	exit(err)
+	os.Exit(status(err))
 }
 
-func exit(err error) {
+// status is the process's exit status for err, which it prints.
+func status(err error) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(0)
+	return 0
 }

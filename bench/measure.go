@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,7 +40,7 @@ type metric struct {
 // measure publishes, waits for all receipts, and checks them.
 func (l *lab) measure(publish func(phase uint32) (published, error)) ([]metric, error) {
 	l.phase++
-	runtime.GC()
+	debug.FreeOSMemory()
 	before, err := l.usage(false)
 	if err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -46,16 +47,12 @@ const writeTimeout = 5 * time.Second
 
 // serve runs a server until its standard input ends, which it does with the
 // process that has started it.
-func serve(k kind) error {
+func serve(k kind) (err error) {
 	dir, err := os.MkdirTemp("", "topics-bench-")
 	if err != nil {
 		return err
 	}
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		_ = os.RemoveAll(dir)
-		os.Exit(0)
-	}()
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir})
 	if k.isPlugin() {
@@ -99,7 +96,13 @@ func serve(k kind) error {
 		return e.Next()
 	})
 
-	return apis.Serve(app, apis.ServeConfig{HttpAddr: "127.0.0.1:0"})
+	ended := make(chan error, 2)
+	go func() { ended <- apis.Serve(app, apis.ServeConfig{HttpAddr: "127.0.0.1:0"}) }()
+	go func() {
+		_, err := io.Copy(io.Discard, os.Stdin)
+		ended <- err
+	}()
+	return <-ended
 }
 
 func createCollections(app core.App) error {
@@ -245,7 +248,6 @@ type usage struct {
 
 func (s *server) usage(e *core.RequestEvent) error {
 	if e.Request.URL.Query().Has("collect") {
-		runtime.GC()
 		debug.FreeOSMemory()
 	}
 	var m runtime.MemStats

@@ -26,7 +26,7 @@ const (
 
 func main() {
 	if dir := os.Getenv(serveEnv); dir != "" {
-		exit(serve(dir, os.Getenv(addressEnv)))
+		os.Exit(status(serve(dir, os.Getenv(addressEnv))))
 	}
 
 	o := options{}
@@ -37,13 +37,14 @@ func main() {
 
 	f, err := run(o)
 	fmt.Println(f)
-	exit(err)
+	os.Exit(status(err))
 }
 
-func exit(err error) {
+// status is the process's exit status for err, which it prints.
+func status(err error) int {
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "stress:", err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(0)
+	return 0
 }

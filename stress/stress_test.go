@@ -11,7 +11,7 @@ import (
 // The server is this program too.
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(serveEnv); dir != "" {
-		exit(serve(dir, os.Getenv(addressEnv)))
+		os.Exit(status(serve(dir, os.Getenv(addressEnv))))
 	}
 	os.Exit(m.Run())
 }

@@ -75,7 +75,7 @@ func (s *subscriber) connection() error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // it is thrown away
 	s.run.track(conn)
 	defer s.run.untrack(conn)
 
