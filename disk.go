@@ -59,12 +59,14 @@ const (
 // After an unclean stop, or when something could not be written, all logs
 // start a new epoch: what was not committed is missing.
 type disk struct {
-	mu      sync.Mutex
-	ready   bool
-	clean   bool // the stop before this start was clean
-	closed  bool
-	broken  bool // something was not written
-	pending []diskWrite
+	mu     sync.Mutex
+	ready  bool
+	clean  bool // the stop before this start was clean
+	closed bool
+	broken bool // something was not written
+
+	overflown bool // so much was pending that a write was left out
+	pending   []diskWrite
 
 	// how many writes were added, and how many of them are done
 	added uint64
@@ -79,13 +81,15 @@ type disk struct {
 }
 
 // diskWrite is one of: a message, with the first position that is kept; a
-// topic's end; a topic's first position; a subscriber's position.
+// topic's end; a topic's first position; a subscriber's position; the end of
+// positions that have expired by then.
 type diskWrite struct {
 	entry    *entry
 	topic    string
 	forget   bool
 	first    uint64
 	position *savedPosition
+	expire   time.Time
 }
 
 type savedPosition struct {
@@ -101,8 +105,8 @@ func newDisk() *disk {
 	return d
 }
 
-// prepare makes the tables and starts the writer. Only its first call does
-// something.
+// prepare makes the tables and starts the writer. Until then there is no disk.
+// Only its first call does something.
 func (d *disk) prepare(app core.App) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -157,8 +161,9 @@ func (d *disk) save(p savedPosition)              { d.add(diskWrite{position: &p
 // add does not block: a topic's lock may be held.
 func (d *disk) add(w diskWrite) {
 	d.mu.Lock()
-	if d.closed || !d.ready || len(d.pending) >= diskBacklog {
-		d.broken = true
+	if !d.ready || d.closed || len(d.pending) >= diskBacklog {
+		d.broken = d.broken || d.ready && w.position == nil
+		d.overflown = d.overflown || len(d.pending) >= diskBacklog
 		d.mu.Unlock()
 		return
 	}
@@ -203,6 +208,10 @@ func (d *disk) flush(app core.App, db *sql.DB) {
 		err := commit(db, batch)
 
 		d.mu.Lock()
+		if d.overflown && err == nil {
+			err = errors.New("too much was waiting to be written")
+		}
+		d.overflown = false
 		d.broken = d.broken || err != nil
 		d.done += uint64(len(batch))
 		maps.DeleteFunc(d.forgotten, func(_ string, at uint64) bool { return at <= d.done })
@@ -257,6 +266,10 @@ func commit(db *sql.DB, batch []diskWrite) (err error) {
 			if _, err = tx.Exec("INSERT OR REPLACE INTO _topicsPositions VALUES (?, ?, ?, ?)", p.id, p.epoch, int64(p.offset), p.expires.UnixNano()); err != nil {
 				return err
 			}
+		case !w.expire.IsZero():
+			if _, err = tx.Exec("DELETE FROM _topicsPositions WHERE expires < ?", w.expire.UnixNano()); err != nil {
+				return err
+			}
 		case w.forget:
 			delete(first, w.topic)
 			if _, err = tx.Exec("DELETE FROM _topicsMessages WHERE topic = ?", w.topic); err != nil {
@@ -277,38 +290,75 @@ func commit(db *sql.DB, batch []diskWrite) (err error) {
 	return tx.Commit()
 }
 
-// settle waits until a topic's end, if it was added, is committed.
-func (d *disk) settle(topic string) {
+// settle waits until a topic's end, if it was added, is committed. It reports
+// false if that takes too long.
+func (d *disk) settle(topic string) bool {
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	until := d.forgotten[topic]
+	d.mu.Unlock()
 
-	d.wait(d.forgotten[topic])
+	return d.wait(until)
 }
 
-// commit saves a position and waits until it is committed.
+// commit saves a position and waits, for a while, until it is committed.
 func (d *disk) commit(p savedPosition) {
 	d.save(p)
 
 	d.mu.Lock()
-	defer d.mu.Unlock()
+	until := d.added
+	d.mu.Unlock()
 
-	d.wait(d.added)
+	d.wait(until)
 }
 
-// wait expects d.mu to be held. It ends when so many writes are done.
-func (d *disk) wait(until uint64) {
-	for d.done < until && !d.closed {
+// diskPatience is how long somebody waits for the disk. A backup of PocketBase
+// keeps everybody from writing while it runs.
+const diskPatience = time.Second
+
+var errBusy = errors.New("topics: the database is busy")
+
+// wait reports whether so many writes are done.
+func (d *disk) wait(until uint64) bool {
+	d.mu.Lock()
+	done := d.done >= until
+	d.mu.Unlock()
+	if done {
+		return true
+	}
+
+	expired := false
+	timer := time.AfterFunc(diskPatience, func() {
+		d.mu.Lock()
+		expired = true
+		d.more.Broadcast()
+		d.mu.Unlock()
+	})
+	defer timer.Stop()
+
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	for d.ready && d.done < until && !d.closed && !expired {
 		d.more.Wait()
 	}
+	return d.done >= until
+}
+
+func (d *disk) isReady() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	return d.ready && !d.closed
 }
 
 // load reads a topic's log, or makes a new one.
 func (d *disk) load(app core.App, topic string) (*topicLog, error) {
-	if err := d.prepare(app); err != nil {
-		return nil, err
+	if !d.isReady() {
+		return newTopicLog(gapEvicted), nil
 	}
-	// an eviction of this topic may be on its way to the disk
-	d.settle(topic)
+	if !d.settle(topic) {
+		return nil, errBusy
+	}
 
 	db, ok := app.AuxConcurrentDB().(*dbx.DB)
 	if !ok {
@@ -385,8 +435,8 @@ func readEntry(rows *sql.Rows, topic string) (*entry, error) {
 
 // position reads a subscriber's position.
 func (d *disk) position(app core.App, id string) (p savedPosition, ok bool, err error) {
-	if err := d.prepare(app); err != nil {
-		return p, false, err
+	if !d.isReady() {
+		return p, false, nil
 	}
 	db, isPlain := app.AuxConcurrentDB().(*dbx.DB)
 	if !isPlain {

@@ -122,7 +122,9 @@ var imports = map[string]string{
 	"apis":   "github.com/pocketbase/pocketbase/apis",
 	"core":   "github.com/pocketbase/pocketbase/core",
 	"errors": "errors",
+	"time":   "time",
 	"topics": "github.com/pbtopics/topics",
+	"types":  "github.com/pocketbase/pocketbase/tools/types",
 }
 
 var declaration = regexp.MustCompile(`(?m)^(\w+) :=`)
@@ -166,11 +168,13 @@ func TestDocsGoCompiles(t *testing.T) {
 		args = append(args, "-race") // then PocketBase is compiled already
 	}
 
+	inPage := map[string]int{}
 	for _, p := range readPages(t) {
 		for _, b := range p.code {
 			if b.language != "go" {
 				continue
 			}
+			inPage[p.path]++
 			formatted, err := format.Source([]byte(b.text))
 			require.NoError(t, err, "%s:%d", b.page, b.line)
 			require.Equal(t, strings.TrimSpace(string(formatted)), b.text, "%s:%d is not formatted", b.page, b.line)
@@ -182,7 +186,9 @@ func TestDocsGoCompiles(t *testing.T) {
 			args = append(args, "./docs_snippets/"+name)
 		}
 	}
-	require.GreaterOrEqual(t, len(overlay.Replace), 5)
+	for path, least := range map[string]int{"README.md": 5, "docs/messages.md": 1, recoveryPage: 2} {
+		require.GreaterOrEqual(t, inPage[path], least, path)
+	}
 
 	raw, err := json.Marshal(overlay)
 	require.NoError(t, err)
@@ -419,6 +425,47 @@ func TestDocsLinks(t *testing.T) {
 			}
 		}
 	}
+}
+
+const recoveryPage = "docs/recovery.md"
+
+// The page has each reason of a gap, and each limit with its default.
+func TestDocsOfRecovery(t *testing.T) {
+	page := readPage(t, recoveryPage)
+
+	reasons := map[string]bool{}
+	for _, file := range parsed(t) {
+		ast.Inspect(file, func(n ast.Node) bool {
+			spec, ok := n.(*ast.ValueSpec)
+			if !ok || len(spec.Values) == 0 || !regexp.MustCompile(`^gap[A-Z]`).MatchString(spec.Names[0].Name) {
+				return true
+			}
+			if text, ok := literal(spec.Values[0]); ok {
+				reasons[text] = true
+			}
+			return true
+		})
+	}
+	require.GreaterOrEqual(t, len(reasons), 4)
+	cells := page.firstCells("Gaps")
+	for reason := range reasons {
+		require.Contains(t, cells, reason)
+	}
+
+	// the README says the same of the limits
+	readme := readPage(t, "README.md")
+	for _, field := range page.firstCells("Keeping a history")[2:] {
+		require.Equal(t, secondCell(t, readme, field), secondCell(t, page, field), field)
+	}
+}
+
+// secondCell is what comes beside a quoted word in a table.
+func secondCell(t testing.TB, p page, word string) string {
+	t.Helper()
+	_, after, found := strings.Cut(p.text, "\n| `"+word+"` | ")
+	require.True(t, found, "%s: %s", p.path, word)
+	cell, _, _ := strings.Cut(after, " |")
+	return cell
 }
 
 const operatingPage = "docs/operating.md"

@@ -44,12 +44,20 @@ var (
 	// key "@topics", which marks the plugin's own control messages.
 	ErrReservedPayload = errors.New(`topics: the data may not have the top-level key "@topics"`)
 
+	// ErrInvalidEvent says that the name given with [Event] is too long or not
+	// valid UTF-8.
+	ErrInvalidEvent = errors.New("topics: the event must be a text of at most 64 bytes")
+
+	// ErrNoHistory says that the topic's rule keeps no messages.
+	ErrNoHistory = errors.New("topics: the topic keeps no history")
+
+	// ErrInvalidPosition says that a position of [HistoryOptions] is not the id
+	// of a message, that there are two, or that the limit is out of range.
+	ErrInvalidPosition = errors.New("topics: the position is not the id of a message")
+
 	// ErrTransactionOver says that the given app belongs to a transaction that
 	// has already ended, so that there is no commit to wait for: use the outer
 	// app after a transaction.
-	ErrInvalidEvent    = errors.New("topics: the event must be a text of at most 64 bytes")
-	ErrNoHistory       = errors.New("topics: the topic keeps no history")
-	ErrInvalidPosition = errors.New("topics: the position is not the id of a message")
 	ErrTransactionOver = errors.New("topics: the app's transaction is over; use the outer app")
 )
 

@@ -188,6 +188,9 @@ func (h *history) run() {
 		case now := <-tick.C:
 			h.sweep(now)
 			h.positions.sweep(now)
+			if h.disk != nil {
+				h.disk.add(diskWrite{expire: now})
+			}
 		}
 	}
 }
@@ -269,6 +272,11 @@ func (h *history) drop(topic string) {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
+	h.remove(shard, topic)
+}
+
+// remove expects the shard's lock to be held.
+func (h *history) remove(shard *hubShard, topic string) {
 	l := shard.logs[topic]
 	if l == nil {
 		return
@@ -350,8 +358,7 @@ func (p *Plugin) retentionOf(topic string) retention {
 }
 
 // openHistory makes the topic's log and the subscriber's position ready to be
-// read without a database. Both stay empty if that fails, which subscribers
-// with a position notice as a gap.
+// read without a database. If that fails they are new, and the log says so.
 func (p *Plugin) openHistory(app core.App, topic string, options subscribeOptions, auth credentials) *position {
 	r := p.retentionOf(topic)
 	if !r.keeps() {
@@ -368,6 +375,27 @@ func (p *Plugin) openHistory(app core.App, topic string, options subscribeOption
 		p.logHistoryError(app, topic, err)
 	}
 	return position
+}
+
+// openDisk is called when the process starts to serve: another one, such as a
+// command beside the server, leaves the disk alone.
+func (p *Plugin) openDisk(app core.App) {
+	if p.history.disk == nil {
+		return
+	}
+	if err := p.history.disk.prepare(app); err != nil {
+		app.Logger().Error("Failed to open the histories of topics: they are in memory only", "error", err.Error())
+		return
+	}
+	// what was sent before is not part of the disk's logs
+	for i := range p.hub.shards {
+		shard := &p.hub.shards[i]
+		shard.mu.Lock()
+		for topic := range shard.logs {
+			p.history.remove(shard, topic)
+		}
+		shard.mu.Unlock()
+	}
 }
 
 func (p *Plugin) logHistoryError(app core.App, topic string, err error) {

@@ -49,6 +49,7 @@ func (p *Plugin) bindHooks(app core.App) {
 
 func (p *Plugin) onServe(e *core.ServeEvent) error {
 	p.serving.Store(&e.App)
+	p.openDisk(e.App)
 	p.bindRoutes(e)
 	bindDashboard(e)
 

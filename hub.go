@@ -211,6 +211,8 @@ func (h *hub) publish(m Message, foreign *foreignClients, history *history, r re
 
 	if r.keeps() {
 		history.keep(shard, e, r)
+	} else if shard.logs[m.Topic] != nil {
+		history.remove(shard, m.Topic) // its rule keeps none any more
 	}
 	now := time.Now().UnixNano()
 	for _, group := range shard.topics[m.Topic] {

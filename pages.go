@@ -47,7 +47,7 @@ type HistoryPage struct {
 
 // History returns messages that a topic keeps. No rule is asked. It returns,
 // wrapped, [ErrNotRegistered], [ErrClosed], [ErrMalformedTopic],
-// [ErrInvalidPosition] or [ErrNoHistory].
+// [ErrInvalidPosition] or [ErrNoHistory], or an error of the database.
 func History(app core.App, topic string, options HistoryOptions) (HistoryPage, error) {
 	p := From(app)
 	if p == nil {
@@ -157,8 +157,12 @@ func (p *Plugin) historyFault(e *core.RequestEvent, err error) error {
 			"topic": validation.NewError(codeNoHistory, "This topic keeps no history."),
 		})
 	case errors.Is(err, ErrInvalidPosition):
+		field := "since"
+		if !e.Request.URL.Query().Has(field) {
+			field = "before"
+		}
 		return e.BadRequestError("Failed to read the history.", validation.Errors{
-			"since": validation.NewError(codeSinceInvalid, "Must be the id of a message, and since and before exclude each other."),
+			field: validation.NewError(codeSinceInvalid, "Must be the id of a message, and since and before exclude each other."),
 		})
 	default:
 		return e.InternalServerError("Failed to read the history.", err)

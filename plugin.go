@@ -103,13 +103,13 @@ type Config struct {
 	// Default 1000.
 	HistoryMessages int
 
-	// HistoryBytes is the most that any topic keeps in bytes of JSON. Default
-	// 1 MiB.
+	// HistoryBytes is the most that any topic keeps in bytes: the messages' JSON
+	// and 128 for each. Default 1 MiB.
 	HistoryBytes int
 
 	// HistoryInMemory keeps histories and positions in memory only, so that a
-	// restart ends them. By default they are also in PocketBase's auxiliary
-	// database.
+	// restart ends them. By default a process that serves has them also in
+	// PocketBase's auxiliary database.
 	HistoryInMemory bool
 
 	// MaxTopics is how many topics may have a history. Beyond it, those that
@@ -117,7 +117,7 @@ type Config struct {
 	MaxTopics int
 
 	// ResumeFor is how long the position of a subscriber with the resume option
-	// is kept after its connection has ended. Default 5 minutes.
+	// is kept after its connection has ended. Default 24 hours.
 	ResumeFor time.Duration
 
 	// ResumeOverlap is how long before the end of a connection a message must
@@ -170,7 +170,7 @@ func (c Config) withDefaults() Config {
 		c.MaxTopics = 100_000
 	}
 	if c.ResumeFor == 0 {
-		c.ResumeFor = 5 * time.Minute
+		c.ResumeFor = 24 * time.Hour
 	}
 	switch c.ResumeOverlap {
 	case 0:
@@ -312,8 +312,6 @@ func From(app core.App) *Plugin {
 	return p
 }
 
-// app returns the app to decide with: requestApp, unless that is the app of a
-// transaction, which others cannot see and which ends.
 // outerApp is an app that is not a transaction's, unless the plugin was
 // registered in one.
 func (p *Plugin) outerApp() core.App {
@@ -323,6 +321,8 @@ func (p *Plugin) outerApp() core.App {
 	return p.registered
 }
 
+// app returns the app to decide with: requestApp, unless that is the app of a
+// transaction, which others cannot see and which ends.
 func (p *Plugin) app(requestApp core.App) core.App {
 	if serving := p.serving.Load(); serving != nil && requestApp.IsTransactional() {
 		return *serving

@@ -166,7 +166,9 @@ func (p *Plugin) publishOnce(e *core.RequestEvent, pub publication) (string, err
 	}
 	send := func() (string, error) {
 		id := ""
-		m.id = &id
+		if _, atOnce := p.config.Broker.(*localBroker); atOnce && !e.App.IsTransactional() {
+			m.id = &id
+		}
 		err := p.send(e.App, m)
 		return id, err
 	}
@@ -388,7 +390,12 @@ func (p *Plugin) handleAccess(e *core.RequestEvent) error {
 
 	subscribe, asksRule := p.decideKey(e.App, key)
 	if asksRule {
-		subscribe = p.decide(e.App, actionSubscribe, topic, askerOf(realtimeInfo(parseKeys([]string{key})[key], e.Auth)))
+		options := parseKeys([]string{key})[key]
+		if _, ok := optionsOf(options); ok {
+			subscribe = p.decide(e.App, actionSubscribe, topic, askerOf(realtimeInfo(options, e.Auth)))
+		} else {
+			subscribe = denyOptions()
+		}
 	}
 	publish := p.decide(e.App, actionPublish, topic, askerOf(info))
 	presence := p.decide(e.App, actionPresence, topic, askerOf(info))

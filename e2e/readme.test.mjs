@@ -8,7 +8,7 @@ import { fileURLToPath } from "node:url";
 
 import PocketBase from "pocketbase";
 
-import { client, inbox, startTestServer } from "./harness.mjs";
+import { client, inbox, startProxy, startTestServer } from "./harness.mjs";
 
 const repository = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 const pages = [
@@ -155,6 +155,94 @@ const scenarios = {
     const { printed } = await run("invitation", { pb: await open(), id });
     await server.notify("party/" + id, { test: 123 });
     assert.deepEqual(await printed.next(), [{ test: 123 }]);
+  },
+
+  async envelope() {
+    await rule({ subscribeRule: "", publishRule: SIGNED_IN, history: 1 });
+    const ann = await open(...ANN);
+    const { printed } = await run("envelope", { pb: await open() });
+    assert.deepEqual(await printed.next(), ["ready", undefined]);
+    await ann.send("/api/topics/publish", { method: "POST", body: { topic: "room/42", data: 1 } });
+    assert.deepEqual(await printed.next(), [ann.authStore.record.id, 1]);
+  },
+
+  async typed() {
+    await rule({ subscribeRule: "", publishRule: SIGNED_IN });
+    const theirs = inbox();
+    await (await open()).realtime.subscribe("room/42", theirs.push, { envelope: true });
+    assert.equal((await theirs.next()).type, "ready");
+    const { printed } = await run("typed", { pb: await open(...ANN) });
+    assert.deepEqual(await printed.next(), [""]);
+    const { event, data } = await theirs.next();
+    assert.deepEqual([event, data], ["typed", { by: "ann" }]);
+  },
+
+  async retry() {
+    await rule({ subscribeRule: "", publishRule: SIGNED_IN });
+    const theirs = inbox();
+    await (await open()).realtime.subscribe("room/42", theirs.push);
+    const ann = await open(...ANN);
+    const deaf = Object.create(ann); // the first answer is lost
+    let sent = 0;
+    deaf.send = async (...args) => {
+      const answer = await ann.send(...args);
+      if (sent++ === 0) throw Object.assign(new Error("no answer"), { status: 0 });
+      return answer;
+    };
+    const { printed } = await run("retry", { pb: deaf });
+    assert.deepEqual(await printed.next(), ["sent", ""]);
+    assert.equal(sent, 2);
+    assert.deepEqual(await theirs.next(), { text: "hello" });
+    await theirs.quiet(100);
+  },
+
+  async replay() {
+    await rule({ subscribeRule: "", history: 3 });
+    for (const n of [1, 2, 3]) await server.notify("room/42", { n });
+    const { printed } = await run("replay", { pb: await open() });
+    assert.deepEqual(await printed.take(3), [[{ n: 1 }], [{ n: 2 }], [{ n: 3 }]]);
+  },
+
+  async resume() {
+    await rule({ subscribeRule: "", history: 1 });
+    await server.notify("room/42", { n: 1 });
+    const proxy = await startProxy(server.url);
+    const pb = await client(proxy.url);
+    clients.push(pb);
+    const { printed } = await run("resume", { pb });
+    assert.deepEqual(await printed.next(), [{ n: 1 }]);
+    proxy.cut();
+    await server.notify("room/42", { n: 2 });
+    assert.deepEqual(await printed.next(), [{ n: 2 }]);
+    await printed.quiet(100);
+    await pb.realtime.unsubscribe();
+    await proxy.stop();
+  },
+
+  async pages() {
+    await rule({ subscribeRule: "", history: 4 });
+    for (const n of [1, 2, 3, 4]) await server.notify("room/42", n);
+    const { printed } = await run("pages", { pb: await open() });
+    assert.deepEqual(printed.all, [[[3, 4]], [[1, 2]]]);
+  },
+
+  async watch() {
+    const calls = [];
+    const realtime = {
+      isConnected: false,
+      unsubscribe: async (...args) => calls.push(args),
+      subscribe: async (...args) => calls.push(args),
+    };
+    const [receive, options] = [() => {}, { resume: "r" }];
+    let tick;
+    await run("watch", { pb: { realtime }, receive, options, setInterval: (f) => (tick = f) });
+    for (let i = 0; i < 9; i++) await tick();
+    assert.deepEqual(calls, []);
+    await tick();
+    assert.deepEqual(calls, [["room/42"], ["room/42", receive, options]]);
+    realtime.isConnected = true;
+    for (let i = 0; i < 20; i++) await tick();
+    assert.equal(calls.length, 2);
   },
 };
 

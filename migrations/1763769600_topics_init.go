@@ -77,11 +77,11 @@ func newCollection() *core.Collection {
 		},
 		&core.NumberField{
 			Id: "topics_history", Name: "history", System: true, OnlyInt: true, Min: &zero,
-			Help: "Messages kept per topic (0 = none). Stored, but not used by this version.",
+			Help: "Messages kept per topic (0 = none).",
 		},
 		&core.NumberField{
 			Id: "topics_historyttl", Name: "historyTTL", System: true, OnlyInt: true, Min: &zero,
-			Help: "Seconds a message is kept (0 = no limit beyond the count). Stored, but not used by this version.",
+			Help: "Seconds a message is kept (0 = no limit beyond the count).",
 		},
 		&core.BoolField{
 			Id: "topics_presence", Name: "presence", System: true,
