@@ -62,7 +62,7 @@ type client struct {
 	greeted bool // PB_CONNECT was sent
 	writing bool
 	flushed time.Time
-	shared  bool          // several messages shared the last flush
+	shared  bool          // more than a few messages shared the last flush
 	late    time.Duration // how long the last pause was too long
 	pulse   *time.Timer
 }
@@ -229,8 +229,9 @@ const (
 	flushPause = time.Millisecond
 
 	// A machine with more to write than it can lets its writers wait for the
-	// CPU. If messages pile up meanwhile, writers pause for some times as long,
-	// within this limit: flushes are what costs.
+	// CPU. If more than a few messages pile up meanwhile, writers pause for some
+	// times as long, within this limit: flushes are what costs.
+	flushBacklog     = 2
 	flushPauseMax    = 32 * time.Millisecond
 	flushPauseFactor = 4
 )
@@ -293,7 +294,7 @@ func (c *client) write(e *core.RealtimeMessageEvent) error {
 		return err
 	}
 
-	c.flushed, c.shared = time.Now(), len(*frames) > 1
+	c.flushed, c.shared = time.Now(), len(*frames) > flushBacklog
 	c.noteFlushed(*frames)
 	c.done(frames)
 	giveBack(frames)
