@@ -1,6 +1,4 @@
-import PocketBase, {
-  BaseAuthStore,
-} from "./vendor/pocketbase/pocketbase.es.mjs";
+import PocketBase, { BaseAuthStore } from "./vendor/pocketbase/pocketbase.es.mjs";
 
 const ROOM = "lobby0000000001";
 const ROOM_TOPIC = "room/" + ROOM;
@@ -9,9 +7,10 @@ const MAX_LINES = 200;
 
 // The demo accounts' e-mails by their names.
 const DEMO = Object.fromEntries(
-  [...document.querySelectorAll("[data-email]")].map(
-    ({ dataset: { email } }) => [email.split("@")[0], email],
-  ),
+  [...document.querySelectorAll("[data-email]")].map(({ dataset: { email } }) => [
+    email.split("@")[0],
+    email,
+  ]),
 );
 
 // Each tab has its own sign-in, so that ann and bob fit in one browser.
@@ -54,6 +53,24 @@ pb.realtime.onDisconnect = (active) => {
     showConnection("closed", "not connected");
   }
 };
+
+// The SDK stops to reconnect when the connection is lost again while it sends
+// its subscriptions (docs/recovery.md). Any new subscription wakes it up, and it
+// sends them all, with the same resume option.
+let lostAt = 0;
+setInterval(() => {
+  if (pb.realtime.isConnected || !wasConnected) {
+    lostAt = 0;
+    return;
+  }
+  lostAt ||= Date.now();
+  if (Date.now() - lostAt > 5000) {
+    lostAt = 0;
+    pb.realtime
+      .subscribe("PB_CONNECT", () => {})
+      .catch((error) => console.warn("not connected", error));
+  }
+}, 1000);
 
 // ------------------------------------------------------------------- session
 
@@ -105,10 +122,7 @@ async function listen() {
 async function enter() {
   const me = pb.authStore.record.id;
 
-  await Promise.all([
-    pb.realtime.subscribe("user/" + me, onPersonal),
-    joinRoom(),
-  ]);
+  await Promise.all([pb.realtime.subscribe("user/" + me, onPersonal), joinRoom()]);
 }
 
 async function signIn(email) {
@@ -134,8 +148,7 @@ async function signOut() {
 
   refused = null;
   for (const id of ["messages", "members", "others"]) el(id).replaceChildren();
-  for (const id of ["send-error", "people-result", "login-error"])
-    el(id).textContent = "";
+  for (const id of ["send-error", "people-result", "login-error"]) el(id).textContent = "";
   el("personal").hidden = true;
   el("no-messages").hidden = false;
   el("send-form").reset();
@@ -153,8 +166,7 @@ async function endSession({ message, code }) {
 }
 
 function setBusy(busy) {
-  for (const button of document.querySelectorAll("[data-email]"))
-    button.disabled = busy;
+  for (const button of document.querySelectorAll("[data-email]")) button.disabled = busy;
 }
 
 // ---------------------------------------------------------------------- room
@@ -218,13 +230,7 @@ function showMessage({ data, sender, time }) {
 
   // the sender is set by the server; `from` is only what it calls itself
   const mine = sender?.id === pb.authStore.record?.id;
-  addLine(
-    el("messages"),
-    mine ? "mine" : "other",
-    data.text,
-    data.from,
-    isoTime(time),
-  );
+  addLine(el("messages"), mine ? "mine" : "other", data.text, data.from, isoTime(time));
 }
 
 // isoTime turns PocketBase's format of times into JavaScript's.
@@ -256,9 +262,7 @@ async function refreshRoom() {
 
     if (!access.subscribe.allowed) return;
 
-    const room = await pb
-      .collection("rooms")
-      .getOne(ROOM, { expand: "members" });
+    const room = await pb.collection("rooms").getOne(ROOM, { expand: "members" });
     if (outdated()) return;
     el("room-name").textContent = room.name;
     showPeople(room.expand?.members ?? []);
@@ -270,15 +274,11 @@ async function refreshRoom() {
 function showAccess({ topic, subscribe, publish }) {
   showRoom(refused || !subscribe.allowed ? "refused" : "open");
 
-  el("refusal-title").textContent =
-    refused?.title ?? titleOf({ type: "denied" });
+  el("refusal-title").textContent = refused?.title ?? titleOf({ type: "denied" });
   el("refusal-topic").textContent = refused?.topic ?? topic;
   el("refusal-code").textContent = refused?.code ?? subscribe.code ?? "";
-  el("refusal-message").textContent =
-    refused?.message ?? subscribe.message ?? "";
-  el("access-subscribe").textContent = subscribe.allowed
-    ? "allowed"
-    : "refused";
+  el("refusal-message").textContent = refused?.message ?? subscribe.message ?? "";
+  el("access-subscribe").textContent = subscribe.allowed ? "allowed" : "refused";
   el("access-publish").textContent = publish.allowed ? "allowed" : "refused";
 }
 
@@ -288,8 +288,7 @@ function showRoom(state) {
   el("leave").hidden = state !== "open";
   el("people").hidden = state !== "open";
   el("messages").hidden = state === "refused";
-  el("no-messages").hidden =
-    state === "refused" || el("messages").children.length > 0;
+  el("no-messages").hidden = state === "refused" || el("messages").children.length > 0;
 
   if (state === "refused") el("room-name").textContent = "The room";
 }
@@ -305,23 +304,16 @@ function showPeople(members) {
 
   el("members").replaceChildren(
     ...members.map(({ id, name }) =>
-      id === me
-        ? person(name + " (you)")
-        : person(name, "Remove", () => removeMember(id, name)),
+      id === me ? person(name + " (you)") : person(name, "Remove", () => removeMember(id, name)),
     ),
   );
   el("others").replaceChildren(
-    ...others.map((name) =>
-      person(name, "Add", () => addMember(DEMO[name], name)),
-    ),
+    ...others.map((name) => person(name, "Add", () => addMember(DEMO[name], name))),
   );
   el("others-box").hidden = others.length === 0;
 
   // whoever works with the keyboard stays at the person
-  if (focused)
-    document
-      .querySelector(`#people [data-name="${CSS.escape(focused)}"]`)
-      ?.focus();
+  if (focused) document.querySelector(`#people [data-name="${CSS.escape(focused)}"]`)?.focus();
 }
 
 // person is a line of a list, with a button if there is something to do.
@@ -387,13 +379,7 @@ function onAnnouncement(message) {
   if (message["@topics"]) return;
 
   el("no-announcements").hidden = true;
-  addLine(
-    el("announcements"),
-    "announcement",
-    message.text,
-    null,
-    message.time,
-  );
+  addLine(el("announcements"), "announcement", message.text, null, message.time);
 }
 
 function onPersonal(message) {
@@ -428,8 +414,7 @@ function addLine(list, kind, text, from, time) {
 
   const body = document.createElement("span");
   body.className = "text";
-  body.textContent =
-    typeof text === "string" ? text : JSON.stringify(text ?? null);
+  body.textContent = typeof text === "string" ? text : JSON.stringify(text ?? null);
   line.append(body, " ");
 
   const sent = time ? new Date(time) : new Date();
@@ -502,8 +487,6 @@ el("leave").addEventListener("click", async () => {
 });
 
 onSubmit("send-form", "text", "send-error", send);
-onSubmit("invite-form", "invite-email", "people-result", (email) =>
-  addMember(email),
-);
+onSubmit("invite-form", "invite-email", "people-result", (email) => addMember(email));
 
 start();
