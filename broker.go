@@ -2,7 +2,7 @@ package topics
 
 import (
 	"encoding/json"
-	"sync/atomic"
+	"sync"
 	"time"
 )
 
@@ -55,13 +55,19 @@ type Broker interface {
 // localBroker hands messages straight to the hub of this process.
 type localBroker struct {
 	handler func(Message)
-	closed  atomic.Bool
+
+	// publishing is held while a message is on its way
+	publishing sync.RWMutex
+	closed     bool
 }
 
 var _ Broker = (*localBroker)(nil)
 
 func (b *localBroker) Publish(m Message) error {
-	if b.closed.Load() {
+	b.publishing.RLock()
+	defer b.publishing.RUnlock()
+
+	if b.closed {
 		return ErrClosed
 	}
 	b.handler(m)
@@ -74,6 +80,9 @@ func (b *localBroker) Subscribe(handler func(Message)) error {
 }
 
 func (b *localBroker) Close() error {
-	b.closed.Store(true)
+	b.publishing.Lock()
+	defer b.publishing.Unlock()
+
+	b.closed = true
 	return nil
 }

@@ -6,8 +6,8 @@ import (
 )
 
 // commitPatience is how long a message waits for the end of a transaction
-// that was before its own. PocketBase tells of the end right after the commit,
-// but not at all when the transaction has panicked.
+// that was before its own. PocketBase tells of the end after the commit, one
+// callback after the other, and not at all when the transaction has panicked.
 const commitPatience = 5 * time.Second
 
 // commits gives messages that are sent in transactions the order of the
@@ -59,15 +59,29 @@ func (p *place) leave() {
 }
 
 // arrive sends when all places before have arrived or are gone, in whichever
-// goroutine that happens. It does not wait.
+// goroutine that happens. It does not wait. Who comes after the others' patience
+// is sent at once, though late.
 func (p *place) arrive(send func()) {
+	if late := p.occupy(send); late {
+		send()
+		return
+	}
+	p.commits.advance(p.topic)
+}
+
+func (p *place) occupy(send func()) (late bool) {
 	c := p.commits
 
 	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	if p.gone {
+		return true
+	}
 	p.send = send
-	line := c.lines[p.topic]
+
 	var open []*place
-	for _, before := range line.places {
+	for _, before := range c.lines[p.topic].places {
 		if before == p {
 			break
 		}
@@ -75,43 +89,74 @@ func (p *place) arrive(send func()) {
 			open = append(open, before)
 		}
 	}
+	if len(open) > 0 {
+		time.AfterFunc(commitPatience, func() { c.giveUp(p.topic, open) })
+	}
+	return false
+}
+
+// giveUp waits no longer for those that have not arrived.
+func (c *commits) giveUp(topic string, places []*place) {
+	c.mu.Lock()
+	for _, p := range places {
+		p.gone = p.gone || p.send == nil
+	}
 	c.mu.Unlock()
 
-	if len(open) > 0 {
-		time.AfterFunc(commitPatience, func() {
-			c.mu.Lock()
-			for _, before := range open {
-				before.gone = before.gone || before.send == nil
-			}
-			c.mu.Unlock()
-			c.advance(p.topic)
-		})
-	}
-	c.advance(p.topic)
+	c.advance(topic)
 }
 
 // advance sends from the front of the line.
 func (c *commits) advance(topic string) {
+	for first := true; ; first = false {
+		send := c.next(topic, first)
+		if send == nil {
+			return
+		}
+		c.sendOne(topic, send)
+	}
+}
+
+// sendOne lets the others advance if the broker panics.
+func (c *commits) sendOne(topic string, send func()) {
+	sent := false
+	defer func() {
+		if !sent {
+			c.mu.Lock()
+			if line := c.lines[topic]; line != nil {
+				line.sending = false
+			}
+			c.mu.Unlock()
+		}
+	}()
+	send()
+	sent = true
+}
+
+// next takes the first place whose turn it is. It returns nil when there is
+// none, or while somebody else is sending.
+func (c *commits) next(topic string, first bool) func() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
 	line := c.lines[topic]
-	if line == nil || line.sending {
-		return
+	if line == nil || first && line.sending {
+		return nil
 	}
-	line.sending = true
-	for len(line.places) > 0 && (line.places[0].gone || line.places[0].send != nil) {
-		first := line.places[0]
-		line.places = line.places[1:]
-		if first.gone {
-			continue
+	for len(line.places) > 0 {
+		p := line.places[0]
+		if !p.gone && p.send == nil {
+			break
 		}
-		c.mu.Unlock()
-		first.send()
-		c.mu.Lock()
+		line.places = line.places[1:]
+		if !p.gone {
+			line.sending = true
+			return p.send
+		}
 	}
 	line.sending = false
 	if len(line.places) == 0 {
 		delete(c.lines, topic)
 	}
+	return nil
 }

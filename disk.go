@@ -402,8 +402,12 @@ func (d *disk) load(app core.App, topic string) (*topicLog, error) {
 		return nil, err
 	}
 
+	d.mu.Lock()
+	broken := d.broken // a topic's end may not have been written
+	d.mu.Unlock()
+
 	// there is a state only of the last stop, and only if that was clean
-	if isKnown && known.last >= l.last {
+	if isKnown && known.last >= l.last && !broken {
 		if known.last > l.last {
 			l.entries, l.bytes = nil, 0 // all have expired
 		}

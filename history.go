@@ -210,7 +210,7 @@ func (h *history) open(app core.App, topic string, r retention) error {
 
 	shard := h.hub.shard(topic)
 	shard.mu.Lock()
-	l := shard.logs[topic]
+	l, taken := shard.logs[topic], shard.taken
 	if l != nil {
 		h.touch(l)
 	}
@@ -229,7 +229,8 @@ func (h *history) open(app core.App, topic string, r retention) error {
 	loaded.prune(r, time.Now())
 
 	shard.mu.Lock()
-	if shard.logs[topic] == nil {
+	// not if it was there meanwhile and is gone again: what was loaded is older
+	if shard.logs[topic] == nil && shard.taken == taken {
 		h.put(shard, topic, loaded)
 	}
 	shard.mu.Unlock()
@@ -281,13 +282,19 @@ func (h *history) remove(shard *hubShard, topic string) {
 	if l == nil {
 		return
 	}
-	delete(shard.logs, topic)
-	h.mu.Lock()
-	h.order.Remove(l.used)
-	h.mu.Unlock()
+	h.takeOut(shard, topic, l)
 	if h.disk != nil {
 		h.disk.forget(topic)
 	}
+}
+
+// takeOut leaves the disk as it is.
+func (h *history) takeOut(shard *hubShard, topic string, l *topicLog) {
+	delete(shard.logs, topic)
+	shard.taken++
+	h.mu.Lock()
+	h.order.Remove(l.used)
+	h.mu.Unlock()
 }
 
 // keep appends the message to the topic's log. The shard's lock is held.
@@ -295,9 +302,12 @@ func (h *history) keep(shard *hubShard, e *entry, r retention) {
 	topic := e.message.Topic
 	l := shard.logs[topic]
 	if l == nil {
-		// evicted since it was opened
+		// evicted since it was opened, or it could not be read
 		l = newTopicLog(gapEvicted)
 		h.put(shard, topic, l)
+		if h.disk != nil {
+			h.disk.forget(topic)
+		}
 	} else {
 		h.touch(l)
 	}
@@ -391,8 +401,8 @@ func (p *Plugin) openDisk(app core.App) {
 	for i := range p.hub.shards {
 		shard := &p.hub.shards[i]
 		shard.mu.Lock()
-		for topic := range shard.logs {
-			p.history.remove(shard, topic)
+		for topic, l := range shard.logs {
+			p.history.takeOut(shard, topic, l)
 		}
 		shard.mu.Unlock()
 	}

@@ -609,3 +609,41 @@ func TestOffsetsFollowTheCommits(t *testing.T) {
 	require.Equal(t, "1", string(page.Messages[0].Data))
 	require.Equal(t, "2", string(page.Messages[1].Data))
 }
+
+// What is sent before the app serves is not part of the histories, and leaves
+// them as they are.
+func TestAnEarlyNotifyLeavesHistoriesAlone(t *testing.T) {
+	app, _ := newHistoryApp(t, topics.Config{})
+	notifyAll(t, app, "a", 1, 3)
+	require.NoError(t, app.OnTerminate().Trigger(&core.TerminateEvent{App: app}))
+
+	next, err := tests.NewTestApp(app.DataDir())
+	require.NoError(t, err)
+	t.Cleanup(next.Cleanup)
+	require.NoError(t, topics.Register(next, topics.Config{}))
+	require.NoError(t, topics.Notify(next, "a", "early"))
+	serve(t, next)
+	notifyAll(t, next, "a", 4, 4)
+
+	page, err := topics.History(next, "a", topics.HistoryOptions{})
+	require.NoError(t, err)
+	require.Len(t, page.Messages, 4)
+	require.Equal(t, "1", string(page.Messages[0].Data))
+}
+
+// Messages that fill the queue one by one all come.
+func TestReplayOfLargeMessages(t *testing.T) {
+	app := newApp(t, topics.Config{QueueBytes: 64 << 10, MaxPayload: -1})
+	s := serve(t, app)
+	define(t, app, map[string]any{"pattern": "a", "subscribeRule": "", "history": 10})
+	for range 5 {
+		require.NoError(t, topics.Notify(app, "a", strings.Repeat("x", 32_300)))
+	}
+
+	c := s.connect()
+	c.mustSubscribe("", key("a", map[string]any{"envelope": true, "replay": 10}))
+	require.Equal(t, "ready", c.envelope().Type)
+	for i := 1; i <= 5; i++ {
+		require.True(t, strings.HasSuffix(c.envelope().ID, fmt.Sprint(":", i)))
+	}
+}

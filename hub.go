@@ -46,8 +46,9 @@ type hubShard struct {
 	// message is what gives all subscribers of a topic one order.
 	topics map[string]map[string]*keyGroup
 
-	// the histories of topics that keep one
-	logs map[string]*topicLog
+	// the histories of topics that keep one, and how many were taken out
+	logs  map[string]*topicLog
+	taken uint64
 }
 
 // keyGroup holds the subscribers with the same subscription key, which share
@@ -118,6 +119,7 @@ func (h *hub) remove(s *subscription) {
 
 	group := s.group
 	s.group = nil
+	s.held, s.heldBytes = nil, 0
 	if s.behind != nil {
 		s.behind = nil
 		s.client.behind.Add(-1)
@@ -154,7 +156,7 @@ func (h *hub) release(s *subscription, g *grant) (ok bool) {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
-	if s.grant != g || !g.fresh(time.Now().UnixNano()) {
+	if s.group == nil || s.grant != g || !g.fresh(time.Now().UnixNano()) {
 		return true
 	}
 	for i, f := range s.held {
@@ -162,12 +164,13 @@ func (h *hub) release(s *subscription, g *grant) (ok bool) {
 			continue
 		}
 		s.held = s.held[i:]
-		return s.fallBehind(f.entry)
+		if !s.fallBehind(f.entry) {
+			return false
+		}
+		break
 	}
 	s.held, s.heldBytes = nil, 0
-	if s.group != nil {
-		h.fill(shard, s)
-	}
+	h.fill(shard, s)
 	return true
 }
 
@@ -215,8 +218,21 @@ func (h *hub) publish(m Message, foreign *foreignClients, history *history, r re
 		history.remove(shard, m.Topic) // its rule keeps none any more
 	}
 	now := time.Now().UnixNano()
+	var fallen []*subscription
 	for _, group := range shard.topics[m.Topic] {
-		slow = group.fanOut(e, now, slow)
+		var full []*subscription
+		full = group.fanOut(e, now, full)
+		for _, s := range full {
+			if s.fallBehind(e) {
+				fallen = append(fallen, s)
+			} else {
+				slow = append(slow, s.client)
+			}
+		}
+	}
+	for _, s := range fallen {
+		// its writer may have come to the end of the queue just now
+		h.fill(shard, s)
 	}
 	if sweep {
 		foreign.queue(m, e.plain)
@@ -225,10 +241,11 @@ func (h *hub) publish(m Message, foreign *foreignClients, history *history, r re
 	return e.id(), slow
 }
 
-func (g *keyGroup) fanOut(e *entry, now int64, slow []*client) []*client {
+// fanOut returns the subscribers whose queue was full.
+func (g *keyGroup) fanOut(e *entry, now int64, full []*subscription) []*subscription {
 	f := frame{event: g.event, data: e.line(g.enveloped), entry: e}
 	if len(g.subscribers) <= fanOutChunk {
-		return g.fanOutChunk(g.subscribers, f, now, slow)
+		return g.fanOutChunk(g.subscribers, f, now, full)
 	}
 
 	// a goroutine for each few thousand subscribers, waited for under the
@@ -242,7 +259,7 @@ func (g *keyGroup) fanOut(e *entry, now int64, slow []*client) []*client {
 		workers.Go(func() error {
 			if found := g.fanOutChunk(chunk, f, now, nil); len(found) > 0 {
 				mu.Lock()
-				slow = append(slow, found...)
+				full = append(full, found...)
 				mu.Unlock()
 			}
 			return nil
@@ -250,10 +267,10 @@ func (g *keyGroup) fanOut(e *entry, now int64, slow []*client) []*client {
 	}
 	_ = workers.Wait() // the workers return no error
 
-	return slow
+	return full
 }
 
-func (g *keyGroup) fanOutChunk(subscribers []*subscription, f frame, now int64, slow []*client) []*client {
+func (g *keyGroup) fanOutChunk(subscribers []*subscription, f frame, now int64, full []*subscription) []*subscription {
 	except := f.entry.message.Except
 	for _, s := range subscribers {
 		if s.client.id == except || s.behind != nil {
@@ -265,11 +282,11 @@ func (g *keyGroup) fanOutChunk(subscribers []*subscription, f frame, now int64, 
 		} else {
 			ok = s.hold(f)
 		}
-		if !ok && !s.fallBehind(f.entry) {
-			slow = append(slow, s.client)
+		if !ok {
+			full = append(full, s)
 		}
 	}
-	return slow
+	return full
 }
 
 // hold keeps a frame until the grant was decided anew. It reports false when

@@ -389,7 +389,7 @@ func sortRuns(deliveries []string) {
 func TestModel(t *testing.T) {
 	m := newModel(t)
 
-	for range 150 * topics.Rounds() {
+	for range 70 * topics.Rounds() {
 		switch m.pick(10) {
 		case 0, 1, 2:
 			m.write()

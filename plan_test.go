@@ -58,7 +58,7 @@ func TestPlansDecideLikeCore(t *testing.T) {
 
 	d := newDice(t, app, random)
 	planned, yes := map[string]bool{}, 0
-	for range 3 * *rounds {
+	for range *rounds {
 		d.write()
 		for i, r := range rules {
 			for _, id := range append(d.ids["rooms"], d.ids["users"][0]) {

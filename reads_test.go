@@ -222,7 +222,7 @@ func TestNoWriteThatMattersIsMissed(t *testing.T) {
 
 	decisions := map[*grant]bool{}
 	changes := 0
-	steps := 12 * *rounds
+	steps := 5 * *rounds
 	for step := range steps {
 		marks := map[*grant]uint64{}
 		for _, g := range grants {

@@ -2,6 +2,7 @@ package topics
 
 import (
 	"container/list"
+	"errors"
 	"sync"
 	"time"
 )
@@ -47,9 +48,7 @@ func (rs *repeats) once(key repeatKey, send func() (string, error)) (string, err
 	for {
 		r, first := rs.get(key)
 		if first {
-			id, err := send()
-			rs.finish(r, id, err)
-			return id, err
+			return rs.send(r, send)
 		}
 		<-r.done
 		if r.sent {
@@ -57,6 +56,16 @@ func (rs *repeats) once(key repeatKey, send func() (string, error)) (string, err
 		}
 	}
 }
+
+func (rs *repeats) send(r *repeat, send func() (string, error)) (id string, err error) {
+	err = errPanicked
+	defer func() { rs.finish(r, id, err) }()
+
+	id, err = send()
+	return id, err
+}
+
+var errPanicked = errors.New("topics: the broker panicked")
 
 func (rs *repeats) get(key repeatKey) (r *repeat, first bool) {
 	rs.mu.Lock()

@@ -94,47 +94,57 @@ func (h *hub) fill(shard *hubShard, s *subscription) {
 	log := shard.logs[s.topic]
 	if log == nil {
 		// it keeps none any more, or was evicted: from now on live
-		s.tellGap(b, "", 0, gapEvicted)
-		s.live(b)
+		if s.tellGap(b, "", 0, gapEvicted) {
+			s.live(b)
+		}
 		return
 	}
 
+	// Where the queue has no room for something, the cursor stays before it: as
+	// something is queued then, there will be a refill.
 	for _, e := range log.after(b.epoch, b.offset) {
-		if !s.client.hasRoom() {
+		if !s.client.hasRoom() || !h.tellMissing(s, log, e.epoch, e.offset) {
 			return
 		}
-		h.step(s, log, e.epoch, e.offset)
 		if e.message.Except != s.client.id {
-			s.client.enqueue(frame{event: s.group.event, data: e.line(s.options.envelope), entry: e})
+			if !s.client.enqueue(frame{event: s.group.event, data: e.line(s.options.envelope), entry: e}) {
+				return
+			}
 			b.replayed++
 		}
+		b.offset = e.offset
 	}
-	h.step(s, log, log.epoch, log.last+1)
-	s.live(b)
+	if h.tellMissing(s, log, log.epoch, log.last+1) {
+		s.live(b)
+	}
 }
 
-// step moves the cursor to a message, and tells of what is missing before it.
-func (h *hub) step(s *subscription, log *topicLog, epoch string, offset uint64) {
+// tellMissing moves the cursor to right before a message, and tells of what is
+// missing in between. It reports false if the queue has no room for that.
+func (h *hub) tellMissing(s *subscription, log *topicLog, epoch string, offset uint64) bool {
 	b := s.behind
+	reason := ""
 	switch {
 	case b.epoch == epoch && b.offset >= offset:
-		s.tellGap(b, epoch, offset, gapEpoch) // a position that was never reached
+		reason = gapEpoch // a position that was never reached
+	case b.epoch != epoch && epoch == log.epoch:
+		reason = log.ended
 	case b.epoch != epoch:
-		reason := gapEpoch // between entries, there is no other
-		if epoch == log.epoch {
-			reason = log.ended
-		}
-		s.tellGap(b, epoch, offset, reason)
+		reason = gapEpoch // between entries, there is no other
 	case b.offset+1 < offset && b.slow:
-		s.tellGap(b, epoch, offset, gapSlow)
+		reason = gapSlow
 	case b.offset+1 < offset:
-		s.tellGap(b, epoch, offset, gapExpired)
+		reason = gapExpired
 	}
-	b.epoch, b.offset = epoch, offset
-	if b.gap && s.position != nil {
+	if reason != "" && !s.tellGap(b, epoch, offset, reason) {
+		return false
+	}
+	b.epoch, b.offset = epoch, offset-1
+	if reason != "" && s.position != nil {
 		// so that a gap is told once (or again, right after a reconnect)
-		s.position.flushed(s, mark{epoch: epoch, offset: offset - 1, at: time.Now()}, h.overlap)
+		s.position.flushed(s, mark{epoch: b.epoch, offset: b.offset, at: time.Now()}, h.overlap)
 	}
+	return true
 }
 
 // live ends the cursor.
@@ -147,9 +157,8 @@ func (s *subscription) live(b *cursor) {
 }
 
 // tellGap tells that messages before that one are missing. Their number is only
-// known within an epoch.
-func (s *subscription) tellGap(b *cursor, epoch string, offset uint64, reason string) {
-	b.gap = true
+// known within an epoch. It reports false if the queue has no room.
+func (s *subscription) tellGap(b *cursor, epoch string, offset uint64, reason string) bool {
 	c := control{
 		Type: "gap", Topic: s.topic, Code: codeGap, Reason: reason,
 		Message: "Some messages of this topic are not available any more.",
@@ -162,7 +171,11 @@ func (s *subscription) tellGap(b *cursor, epoch string, offset uint64, reason st
 		count := int(offset - b.offset - 1)
 		c.Count = &count
 	}
-	s.client.enqueue(newFrame(c.onKey(s.key, s.options.envelope)))
+	if !s.client.enqueue(newFrame(c.onKey(s.key, s.options.envelope))) {
+		return false
+	}
+	b.gap = true
+	return true
 }
 
 // fallBehind makes a subscriber whose queue is full read from the log, from

@@ -1,0 +1,67 @@
+package topics
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestCommitsKeepTheirOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCommits()
+		var sent []string
+		send := func(what string) func() { return func() { sent = append(sent, what) } }
+
+		first, second, third, other := c.join("a"), c.join("a"), c.join("a"), c.join("b")
+		third.arrive(send("third"))
+		other.arrive(send("other"))
+		require.Equal(t, []string{"other"}, sent, "another topic's line")
+		second.leave()
+		require.Equal(t, []string{"other"}, sent)
+		first.arrive(send("first"))
+		require.Equal(t, []string{"other", "first", "third"}, sent)
+		require.Empty(t, c.lines)
+	})
+}
+
+// A transaction whose end is told late, or never, holds nobody up for long,
+// and its message is sent when it comes.
+func TestCommitsDoNotWaitForever(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCommits()
+		var sent []string
+		send := func(what string) func() { return func() { sent = append(sent, what) } }
+
+		late, next := c.join("a"), c.join("a")
+		next.arrive(send("next"))
+		require.Empty(t, sent)
+		time.Sleep(commitPatience)
+		synctest.Wait()
+		require.Equal(t, []string{"next"}, sent)
+		late.arrive(send("late"))
+		require.Equal(t, []string{"next", "late"}, sent)
+
+		c.join("a").arrive(send("again"))
+		require.Equal(t, "again", sent[2])
+		require.Empty(t, c.lines)
+	})
+}
+
+func TestAPanicOfTheBrokerEndsNothingElse(t *testing.T) {
+	c := newCommits()
+	require.Panics(t, func() { c.join("a").arrive(func() { panic("broker") }) })
+	sent := false
+	c.join("a").arrive(func() { sent = true })
+	require.True(t, sent)
+
+	rs := newRepeats()
+	require.Panics(t, func() { _, _ = rs.once(repeatKey{key: "k"}, func() (string, error) { panic("broker") }) })
+	id, err := rs.once(repeatKey{key: "k"}, func() (string, error) { return "1", nil })
+	require.NoError(t, err)
+	require.Equal(t, "1", id)
+	id, err = rs.once(repeatKey{key: "k"}, func() (string, error) { return "2", nil })
+	require.NoError(t, err)
+	require.Equal(t, "1", id)
+}
