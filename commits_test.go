@@ -1,6 +1,8 @@
 package topics
 
 import (
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,20 +33,34 @@ func TestCommitsKeepTheirOrder(t *testing.T) {
 func TestCommitsDoNotWaitForever(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCommits()
-		var sent []string
-		send := func(what string) func() { return func() { sent = append(sent, what) } }
+		var (
+			mu   sync.Mutex
+			list []string
+		)
+		send := func(what string) func() {
+			return func() {
+				mu.Lock()
+				defer mu.Unlock()
+				list = append(list, what)
+			}
+		}
+		sent := func() []string {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(list)
+		}
 
 		late, next := c.join("a"), c.join("a")
 		next.arrive(send("next"))
-		require.Empty(t, sent)
+		require.Empty(t, sent())
 		time.Sleep(commitPatience)
 		synctest.Wait()
-		require.Equal(t, []string{"next"}, sent)
+		require.Equal(t, []string{"next"}, sent())
 		late.arrive(send("late"))
-		require.Equal(t, []string{"next", "late"}, sent)
+		require.Equal(t, []string{"next", "late"}, sent())
 
 		c.join("a").arrive(send("again"))
-		require.Equal(t, "again", sent[2])
+		require.Equal(t, "again", sent()[2])
 		require.Empty(t, c.lines)
 	})
 }

@@ -13,6 +13,15 @@ import (
 // NewRand and Rounds are the randomness and the length of randomized tests.
 func NewRand(t testing.TB) *rand.Rand { return newRand(t) }
 
+// SetCheapPassword sets a password whose hash costs little: with the race
+// detector the usual one takes a second.
+func SetCheapPassword(record *core.Record, password string) {
+	if field, ok := record.Collection().Fields.GetByName(core.FieldNamePassword).(*core.PasswordField); ok {
+		field.Cost = 4
+	}
+	record.SetPassword(password)
+}
+
 func Rounds() int { return *rounds }
 
 // Settled reports whether every open subscription is decided.

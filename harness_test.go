@@ -126,7 +126,7 @@ func newAuth(t testing.TB, app core.App, collection, name string) *core.Record {
 	require.NoError(t, err)
 	record := core.NewRecord(c)
 	record.SetEmail(name + "@topics.test")
-	record.SetPassword("1234567890")
+	topics.SetCheapPassword(record, "1234567890")
 	require.NoError(t, app.Save(record))
 
 	return record

@@ -261,7 +261,7 @@ func newDice(t testing.TB, app core.App, random *rand.Rand) *dice {
 	for i := range 3 {
 		user := core.NewRecord(mustFind(t, app, "users"))
 		user.SetEmail(fmt.Sprintf("dice%d@topics.test", i))
-		user.SetPassword("1234567890")
+		SetCheapPassword(user, "1234567890")
 		require.NoError(t, app.Save(user))
 		d.ids["users"] = append(d.ids["users"], user.Id)
 	}

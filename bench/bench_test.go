@@ -44,7 +44,7 @@ func TestNothingIsLostOrReordered(t *testing.T) {
 // A publisher that never pauses, and 1,000 clients that do not read: what the
 // server keeps for them is bounded, and it returns to its former size.
 func TestMemoryOfStalledClients(t *testing.T) {
-	metrics, err := runOnce(options{scale: 1}, scenario{name: "stalled-memory", run: stalledMemory}, plugin)
+	metrics, err := runOnce(options{scale: 1}, scenario{name: "stalled-memory", run: stalledMemory(60 << 10)}, plugin)
 	require.NoError(t, err)
 
 	get := func(name string) float64 {

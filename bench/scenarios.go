@@ -38,7 +38,7 @@ func scenarios() []scenario {
 		{"stalled-0", "1,000 subscribers, 20 messages of 128 B a second", both, stalled(0)},
 		{"stalled-1", "the same, and 1 more that has stopped reading", both, stalled(1)},
 		{"stalled-1%", "the same, and 10 more that have stopped reading", both, stalled(10)},
-		{"stalled-memory", "1,000 clients that have stopped reading, and a publisher of 4 KB messages that never pauses", []kind{plugin}, stalledMemory},
+		{"stalled-memory", "1,000 clients that have stopped reading, and a publisher of 4 KB messages that never pauses", []kind{plugin}, stalledMemory(4 << 10)},
 		{"large-20", "200 subscribers, 20 messages of 20 KB a second", both, large(20 << 10)},
 		{"large-60", "200 subscribers, 20 messages of 60 KB a second", both, large(60 << 10)},
 		{"storm", "5,000 signed-in clients come at once, each to five topics, which topics guards by a rule that reads a collection", both, storm},
@@ -355,7 +355,11 @@ func (l *lab) settled() (u usage, err error) {
 }
 
 // stalledMemory goes on until the write deadline has closed all clients.
-func stalledMemory(l *lab) ([]metric, error) {
+func stalledMemory(size int) func(*lab) ([]metric, error) {
+	return func(l *lab) ([]metric, error) { return l.stalledMemory(size) }
+}
+
+func (l *lab) stalledMemory(size int) ([]metric, error) {
 	if err := l.warm(); err != nil {
 		return nil, err
 	}
@@ -377,12 +381,12 @@ func stalledMemory(l *lab) ([]metric, error) {
 		published int
 		stats     = *connected.Topics
 	)
-	for end := time.Now().Add(3 * writeTimeout); stats.SlowConsumers+stats.WriteTimeouts < uint64(clients); {
+	for end := time.Now().Add(12 * writeTimeout); stats.SlowConsumers+stats.WriteTimeouts < uint64(clients); {
 		if time.Now().After(end) {
 			return nil, fmt.Errorf("%d of %d clients are still there", stats.Connections, clients)
 		}
-		for range 50 {
-			if err := l.publish("open/0", message{}.append(nil, makePad(4<<10))); err != nil {
+		for range 10 {
+			if err := l.publish("open/0", message{}.append(nil, makePad(size))); err != nil {
 				return nil, err
 			}
 			published++
