@@ -17,6 +17,11 @@ const commitPatience = 5 * time.Second
 type commits struct {
 	mu    sync.Mutex
 	lines map[string]*commitLine // by topic
+
+	// the goroutines that wait for commitPatience
+	end     sync.Once
+	stop    chan struct{}
+	running sync.WaitGroup
 }
 
 type commitLine struct {
@@ -32,7 +37,19 @@ type place struct {
 	gone    bool
 }
 
-func newCommits() *commits { return &commits{lines: map[string]*commitLine{}} }
+func newCommits() *commits {
+	return &commits{lines: map[string]*commitLine{}, stop: make(chan struct{})}
+}
+
+// close ends the waiting. What still arrives meets a closed broker.
+func (c *commits) close() {
+	c.end.Do(func() {
+		c.mu.Lock()
+		close(c.stop)
+		c.mu.Unlock()
+	})
+	c.running.Wait()
+}
 
 // join takes the next place. The transaction is open.
 func (c *commits) join(topic string) *place {
@@ -89,14 +106,27 @@ func (p *place) occupy(send func()) (late bool) {
 			open = append(open, before)
 		}
 	}
+	select {
+	case <-c.stop:
+		return false
+	default:
+	}
 	if len(open) > 0 {
-		time.AfterFunc(commitPatience, func() { c.giveUp(p.topic, open) })
+		c.running.Go(func() { c.giveUp(p.topic, open) })
 	}
 	return false
 }
 
-// giveUp waits no longer for those that have not arrived.
+// giveUp waits no longer than commitPatience for those that have not arrived.
 func (c *commits) giveUp(topic string, places []*place) {
+	patience := time.NewTimer(commitPatience)
+	defer patience.Stop()
+	select {
+	case <-patience.C:
+	case <-c.stop:
+		return
+	}
+
 	c.mu.Lock()
 	for _, p := range places {
 		p.gone = p.gone || p.send == nil

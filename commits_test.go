@@ -25,6 +25,7 @@ func TestCommitsKeepTheirOrder(t *testing.T) {
 		first.arrive(send("first"))
 		require.Equal(t, []string{"other", "first", "third"}, sent)
 		require.Empty(t, c.lines)
+		c.close()
 	})
 }
 
@@ -62,6 +63,15 @@ func TestCommitsDoNotWaitForever(t *testing.T) {
 		c.join("a").arrive(send("again"))
 		require.Equal(t, "again", sent()[2])
 		require.Empty(t, c.lines)
+
+		// the wait ends with the app
+		_, stuck := c.join("b"), c.join("b")
+		stuck.arrive(send("never"))
+		start := time.Now()
+		c.close()
+		c.close()
+		require.Zero(t, time.Since(start))
+		require.Len(t, sent(), 3)
 	})
 }
 

@@ -3,9 +3,7 @@ package topics
 import (
 	"context"
 	"database/sql"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"sync"
 	"time"
@@ -13,36 +11,6 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 )
-
-// The tables of the histories, in PocketBase's auxiliary database: they are
-// part of its backups, and of no collection.
-const diskSchema = `
-CREATE TABLE IF NOT EXISTS _topicsMessages (
-	topic    TEXT NOT NULL,
-	position INTEGER NOT NULL,
-	epoch    TEXT NOT NULL,
-	time     INTEGER NOT NULL,
-	event    TEXT NOT NULL,
-	leftOut  TEXT NOT NULL,
-	sender   TEXT NOT NULL,
-	data     TEXT NOT NULL,
-	PRIMARY KEY (topic, position)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS _topicsLogs (
-	topic TEXT PRIMARY KEY,
-	epoch TEXT NOT NULL,
-	last  INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS _topicsPositions (
-	id       TEXT PRIMARY KEY,
-	epoch    TEXT NOT NULL,
-	position INTEGER NOT NULL,
-	expires  INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS _topicsState (
-	id    TEXT PRIMARY KEY,
-	value TEXT NOT NULL
-) WITHOUT ROWID;`
 
 const (
 	// diskBacklog bounds what waits to be written.
@@ -59,6 +27,8 @@ const (
 // After an unclean stop, or when something could not be written, all logs
 // start a new epoch: what was not committed is missing.
 type disk struct {
+	preparing sync.Mutex // its holder asks the database
+
 	mu     sync.Mutex
 	ready  bool
 	clean  bool // the stop before this start was clean
@@ -108,46 +78,36 @@ func newDisk() *disk {
 // prepare makes the tables and starts the writer. Until then there is no disk.
 // Only its first call does something.
 func (d *disk) prepare(app core.App) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.preparing.Lock()
+	defer d.preparing.Unlock()
 
-	if d.closed {
+	d.mu.Lock()
+	ready, closed := d.ready, d.closed
+	d.mu.Unlock()
+	if closed {
 		return ErrClosed
 	}
-	if d.ready {
+	if ready {
 		return nil
 	}
 
-	// The lock is kept: nobody has anything to do here before this is done, and
-	// the database does not call back.
-	db, ok := app.AuxNonconcurrentDB().(*dbx.DB)
+	builder, ok := app.AuxNonconcurrentDB().(*dbx.DB)
 	if !ok {
 		return errors.New("topics: the history cannot be opened inside a transaction of the auxiliary database")
 	}
-	if _, err := db.DB().Exec(diskSchema); err != nil {
-		return fmt.Errorf("topics: failed to create the tables of the history: %w", err)
-	}
-	var state string
-	stateErr := db.DB().QueryRow("SELECT value FROM _topicsState WHERE id = 'stop'").Scan(&state)
-	if stateErr != nil && !errors.Is(stateErr, sql.ErrNoRows) {
-		return fmt.Errorf("topics: failed to read the state of the history: %w", stateErr)
-	}
-	if _, err := db.DB().Exec("INSERT OR REPLACE INTO _topicsState VALUES ('stop', 'unclean')"); err != nil {
-		return fmt.Errorf("topics: failed to write the state of the history: %w", err)
-	}
-	if _, err := db.DB().Exec("DELETE FROM _topicsPositions WHERE expires < ?", time.Now().UnixNano()); err != nil {
-		return fmt.Errorf("topics: failed to prune the positions: %w", err)
+	db := builder.DB()
+	clean, err := openTables(db)
+	if err != nil {
+		return err
 	}
 
-	// a database without a state has no histories either
-	d.clean = state == "clean" || errors.Is(stateErr, sql.ErrNoRows)
-	if !d.clean {
-		if _, err := db.DB().Exec("DELETE FROM _topicsLogs"); err != nil {
-			return fmt.Errorf("topics: failed to end the epochs of the history: %w", err)
-		}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return ErrClosed
 	}
-	d.ready = true
-	d.running.Go(func() { d.run(app, db.DB()) })
+	d.clean, d.ready = clean, true
+	d.running.Go(func() { d.run(app, db) })
 	return nil
 }
 
@@ -225,69 +185,6 @@ func (d *disk) flush(app core.App, db *sql.DB) {
 			)
 		}
 	}
-}
-
-func commit(db *sql.DB, batch []diskWrite) (err error) {
-	tx, err := db.Begin()
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, tx.Rollback())
-		}
-	}()
-
-	insert, err := tx.Prepare("INSERT OR REPLACE INTO _topicsMessages VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
-	if err != nil {
-		return err
-	}
-	defer func() { _ = insert.Close() }() // the transaction's end closes it anyway
-
-	first := map[string]uint64{}
-	for _, w := range batch {
-		switch {
-		case w.entry != nil:
-			m := w.entry.message
-			sender := ""
-			if m.Sender != nil {
-				raw, err := json.Marshal(m.Sender)
-				if err != nil {
-					return err
-				}
-				sender = string(raw)
-			}
-			if _, err = insert.Exec(m.Topic, int64(w.entry.offset), w.entry.epoch, m.Time.UnixNano(), m.Event, m.Except, sender, string(m.Data)); err != nil {
-				return err
-			}
-			first[w.topic] = w.first
-		case w.position != nil:
-			p := w.position
-			if _, err = tx.Exec("INSERT OR REPLACE INTO _topicsPositions VALUES (?, ?, ?, ?)", p.id, p.epoch, int64(p.offset), p.expires.UnixNano()); err != nil {
-				return err
-			}
-		case !w.expire.IsZero():
-			if _, err = tx.Exec("DELETE FROM _topicsPositions WHERE expires < ?", w.expire.UnixNano()); err != nil {
-				return err
-			}
-		case w.forget:
-			delete(first, w.topic)
-			if _, err = tx.Exec("DELETE FROM _topicsMessages WHERE topic = ?", w.topic); err != nil {
-				return err
-			}
-			if _, err = tx.Exec("DELETE FROM _topicsLogs WHERE topic = ?", w.topic); err != nil {
-				return err
-			}
-		default:
-			first[w.topic] = w.first
-		}
-	}
-	for topic, offset := range first {
-		if _, err = tx.Exec("DELETE FROM _topicsMessages WHERE topic = ? AND position < ?", topic, int64(offset)); err != nil {
-			return err
-		}
-	}
-	return tx.Commit()
 }
 
 // settle waits until a topic's end, if it was added, is committed. It reports
@@ -414,27 +311,6 @@ func (d *disk) load(app core.App, topic string) (*topicLog, error) {
 		l.epoch, l.last = known.epoch, known.last
 	}
 	return l, nil
-}
-
-func readEntry(rows *sql.Rows, topic string) (*entry, error) {
-	var (
-		e            = &entry{message: Message{Topic: topic}}
-		at           int64
-		sender, data string
-	)
-	if err := rows.Scan(&e.offset, &e.epoch, &at, &e.message.Event, &e.message.Except, &sender, &data); err != nil {
-		return nil, err
-	}
-	e.message.Time = time.Unix(0, at)
-	e.message.Data = json.RawMessage(data)
-	if sender != "" {
-		e.message.Sender = new(Sender)
-		if err := json.Unmarshal([]byte(sender), e.message.Sender); err != nil {
-			return nil, err
-		}
-	}
-	e.plain = newDataLine(e.message.Data)
-	return e, nil
 }
 
 // position reads a subscriber's position.

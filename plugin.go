@@ -337,6 +337,7 @@ func (p *Plugin) close(ctx context.Context, app core.App) error {
 		return nil
 	}
 
+	p.commits.close()
 	err := p.config.Broker.Close()
 	p.hub.close()
 	p.grants.close()
