@@ -1,21 +1,18 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/pbtopics/topics/internal/testserver"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -27,8 +24,7 @@ type lab struct {
 	addr string
 	http *http.Client
 
-	process *exec.Cmd
-	stdin   io.Closer
+	process *testserver.Process
 
 	subscribers []*subscriber
 	received    counter
@@ -37,42 +33,14 @@ type lab struct {
 }
 
 func openLab(o options, name string, k kind) (*lab, error) {
-	program, err := os.Executable()
+	process, err := testserver.Start(serveEnv + "=" + string(k))
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%s: %w", k, err)
 	}
-	l := &lab{options: o, kind: k, name: name, http: &http.Client{
+	return &lab{options: o, kind: k, name: name, addr: process.Address, process: process, http: &http.Client{
 		Transport: &http.Transport{MaxIdleConnsPerHost: 64},
 		Timeout:   time.Minute,
-	}}
-	l.process = exec.Command(program)
-	l.process.Env = append(os.Environ(), serveEnv+"="+string(k))
-	l.process.Stderr = os.Stderr
-	if l.stdin, err = l.process.StdinPipe(); err != nil {
-		return nil, err
-	}
-	stdout, err := l.process.StdoutPipe()
-	if err != nil {
-		return nil, err
-	}
-	if err := l.process.Start(); err != nil {
-		return nil, err
-	}
-
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		l.close()
-		return nil, fmt.Errorf("the server %q did not start: %w", k, err)
-	}
-	l.addr = strings.TrimSpace(line)
-	for range 500 {
-		if _, err = l.usage(false); err == nil {
-			return l, nil
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	l.close()
-	return nil, err
+	}}, nil
 }
 
 func (l *lab) close() {
@@ -81,8 +49,7 @@ func (l *lab) close() {
 			s.close()
 		}
 		l.http.CloseIdleConnections()
-		_ = l.stdin.Close()
-		_ = l.process.Wait() // it was told to end
+		l.process.Stop()
 	})
 }
 
@@ -180,23 +147,7 @@ func (l *lab) usage(collect bool) (usage, error) {
 }
 
 func (l *lab) do(request *http.Request, answer any) error {
-	response, err := l.http.Do(request)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = response.Body.Close() }()
-
-	raw, err := io.ReadAll(response.Body)
-	if err != nil {
-		return err
-	}
-	if response.StatusCode >= http.StatusBadRequest {
-		return fmt.Errorf("%s %s: %s: %s", request.Method, request.URL.Path, response.Status, raw)
-	}
-	if answer == nil {
-		return nil
-	}
-	return json.Unmarshal(raw, answer)
+	return testserver.Do(l.http, request, answer)
 }
 
 // profiled runs f under a CPU profile of the server, if those are wanted.

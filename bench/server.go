@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
 	"net/http"
 	"os"
 	"runtime"
@@ -18,11 +17,9 @@ import (
 	"time"
 
 	"github.com/pbtopics/topics"
+	"github.com/pbtopics/topics/internal/testserver"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
-
-	// the system collections
-	_ "github.com/pocketbase/pocketbase/migrations"
 )
 
 // kind says what a server sends messages with.
@@ -45,8 +42,7 @@ const memberRule = "@request.auth.id != '' && @collection.members.room ?= @topic
 // writeTimeout is shorter than the default, so that the scenarios see its end.
 const writeTimeout = 5 * time.Second
 
-// serve runs a server until its standard input ends, which it does with the
-// process that has started it.
+// serve runs a server.
 func serve(k kind) (err error) {
 	dir, err := os.MkdirTemp("", "topics-bench-")
 	if err != nil {
@@ -71,11 +67,7 @@ func serve(k kind) (err error) {
 			return err
 		}
 	}
-	if err := app.Bootstrap(); err != nil {
-		return err
-	}
-
-	app.OnServe().BindFunc(func(e *core.ServeEvent) error {
+	return testserver.Serve(app, "127.0.0.1:0", func(e *core.ServeEvent) error {
 		if err := createCollections(e.App); err != nil {
 			return err
 		}
@@ -86,40 +78,14 @@ func serve(k kind) (err error) {
 		group.POST("/prepare", s.prepare)
 		group.GET("/usage", s.usage)
 		group.POST("/profile", s.profile)
-
-		listener, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		e.Listener = listener
-		fmt.Println(listener.Addr())
-		return e.Next()
+		return nil
 	})
-
-	ended := make(chan error, 2)
-	go func() { ended <- apis.Serve(app, apis.ServeConfig{HttpAddr: "127.0.0.1:0"}) }()
-	go func() {
-		_, err := io.Copy(io.Discard, os.Stdin)
-		ended <- err
-	}()
-	return <-ended
 }
 
 func createCollections(app core.App) error {
-	users, err := app.FindCollectionByNameOrId("users")
-	if err != nil {
+	if err := testserver.CreateMembers(app, "room"); err != nil {
 		return err
 	}
-	members := core.NewBaseCollection("members")
-	members.Fields.Add(
-		&core.TextField{Name: "room"},
-		&core.RelationField{Name: "user", CollectionId: users.Id, MaxSelect: 1},
-	)
-	members.AddIndex("idx_members", true, "room, user", "")
-	if err := app.Save(members); err != nil {
-		return err
-	}
-
 	everyone := ""
 	messages := core.NewBaseCollection("messages")
 	messages.ListRule, messages.ViewRule = &everyone, &everyone
@@ -213,24 +179,15 @@ func (s *server) prepare(e *core.RequestEvent) error {
 	if err != nil {
 		return err
 	}
-	numbers := fmt.Sprintf("WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i+1 FROM n WHERE i < %d) ", count-1)
-	for _, statement := range []string{
-		numbers + "INSERT INTO users (id, email, tokenKey, password) SELECT 'user' || i, 'user' || i || '@bench.test', 'key' || i, 'x' FROM n",
-		numbers + fmt.Sprintf("INSERT INTO members (id, room, user) SELECT 'm' || i || 'r' || r.column1, (i * 7 + r.column1 * 131) %% %d, 'user' || i FROM n, (VALUES (0), (1), (2), (3), (4)) r", roomCount),
-	} {
-		if _, err := s.app.NonconcurrentDB().NewQuery(statement).Execute(); err != nil {
-			return err
-		}
-	}
-	users, err := s.app.FindAllRecords("users")
+	tokens, err := testserver.CreateUsers(s.app, count)
 	if err != nil {
 		return err
 	}
-	tokens := make(map[string]string, count)
-	for _, u := range users {
-		if tokens[u.Id], err = u.NewAuthToken(); err != nil {
-			return err
-		}
+	_, err = s.app.NonconcurrentDB().NewQuery(fmt.Sprintf(
+		"INSERT INTO members (id, room, user) SELECT 'm' || i || 'r' || r.column1, (i * 7 + r.column1 * 131) %% %d, id "+
+			"FROM (SELECT id, substr(id, 5) + 0 AS i FROM users), (VALUES (0), (1), (2), (3), (4)) r", roomCount)).Execute()
+	if err != nil {
+		return err
 	}
 	return e.JSON(http.StatusOK, tokens)
 }

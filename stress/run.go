@@ -1,23 +1,20 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"github.com/pbtopics/topics/internal/testserver"
 )
 
 type options struct {
@@ -35,9 +32,9 @@ type stress struct {
 	truth   *truth
 	random  *rand.Rand
 
-	process *exec.Cmd
-	ending  atomic.Bool // no more accidents: everything must arrive
-	ended   atomic.Bool
+	server *testserver.Process
+	ending atomic.Bool // no more accidents: everything must arrive
+	ended  atomic.Bool
 
 	evicting atomic.Bool
 
@@ -98,7 +95,8 @@ func run(o options) (f figures, err error) {
 	if err := r.start(); err != nil {
 		return f, err
 	}
-	defer func() { err = errors.Join(err, r.kill()) }()
+	defer func() { r.server.Kill() }()
+	r.address = r.server.Address // and the same after a restart
 
 	tokens := map[string]string{}
 	if err := r.post("/stress/tokens", "", `{"count":`+strconv.Itoa(o.subscribers)+`}`, &tokens); err != nil {
@@ -248,53 +246,22 @@ func (r *stress) settle(subscribers []*subscriber) {
 }
 
 func (r *stress) start() error {
-	program, err := os.Executable()
+	server, err := testserver.Start(serveEnv+"="+r.dir, addressEnv+"="+r.address)
 	if err != nil {
 		return err
 	}
-	r.process = exec.Command(program)
-	r.process.Env = append(os.Environ(), serveEnv+"="+r.dir, addressEnv+"="+r.address)
-	r.process.Stderr = os.Stderr
-	stdout, err := r.process.StdoutPipe()
-	if err != nil {
-		return err
-	}
-	if err := r.process.Start(); err != nil {
-		return err
-	}
-	line, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		return fmt.Errorf("the server did not start: %w", err)
-	}
-	if strings.HasSuffix(r.address, ":0") {
-		r.address = strings.TrimSpace(line) // and the same after a restart
-	}
-	for range 500 {
-		if err = r.post("/stress/tokens", "", `{"count":1}`, nil); err == nil {
-			return nil
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	return err
-}
-
-func (r *stress) kill() error {
-	if err := r.process.Process.Kill(); err != nil {
-		return err
-	}
-	_ = r.process.Wait() // it was killed
+	r.server = server
 	return nil
 }
 
 func (r *stress) restart(clean bool) {
 	if clean {
-		_ = r.process.Process.Signal(syscall.SIGTERM)
-		_ = r.process.Wait()
+		r.server.Stop()
 	} else {
 		r.truth.mu.Lock()
 		r.truth.kills = append(r.truth.kills, time.Now())
 		r.truth.mu.Unlock()
-		_ = r.kill()
+		r.server.Kill()
 	}
 	if err := r.start(); err != nil {
 		r.truth.fault("the server does not start again: %v", err)
@@ -308,20 +275,5 @@ func (r *stress) post(path, token, body string, answer any) error {
 	}
 	request.Header.Set("Content-Type", "application/json")
 	request.Header.Set("Authorization", token)
-	response, err := r.http.Do(request)
-	if err != nil {
-		return err
-	}
-	defer response.Body.Close()
-	raw, err := io.ReadAll(response.Body)
-	if err != nil {
-		return err
-	}
-	if response.StatusCode >= http.StatusBadRequest {
-		return fmt.Errorf("%s answered %s: %s", path, response.Status, raw)
-	}
-	if answer == nil {
-		return nil
-	}
-	return json.Unmarshal(raw, answer)
+	return testserver.Do(r.http, request, answer)
 }

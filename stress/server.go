@@ -1,20 +1,13 @@
 package main
 
 import (
-	"fmt"
-	"net"
 	"net/http"
-	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
 	"github.com/pbtopics/topics"
+	"github.com/pbtopics/topics/internal/testserver"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
-
-	// the system collections
-	_ "github.com/pocketbase/pocketbase/migrations"
 )
 
 const (
@@ -24,7 +17,7 @@ const (
 	maxLogs  = 6
 )
 
-// serve runs the server until it is told to stop or is killed.
+// serve runs the server.
 func serve(dir, address string) error {
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir})
 	rule := "@request.auth.id != '' && @collection.members.user ?= @request.auth.id && @collection.members.topic ?= @topic"
@@ -45,55 +38,18 @@ func serve(dir, address string) error {
 	if err != nil {
 		return err
 	}
-	if err := app.Bootstrap(); err != nil {
-		return err
-	}
-	app.OnServe().BindFunc(func(e *core.ServeEvent) error {
-		if err := prepare(e.App); err != nil {
-			return err
+	return testserver.Serve(app, address, func(e *core.ServeEvent) error {
+		if _, err := e.App.FindCollectionByNameOrId("members"); err != nil { // else after a restart
+			if err := testserver.CreateMembers(e.App, "topic"); err != nil {
+				return err
+			}
 		}
 		group := e.Router.Group("/stress").Bind(apis.SkipSuccessActivityLog())
 		group.POST("/publish", publish)
 		group.POST("/member", setMember)
 		group.POST("/tokens", tokens)
-
-		listener, err := net.Listen("tcp", address)
-		if err != nil {
-			return err
-		}
-		e.Listener = listener
-		fmt.Println(listener.Addr())
-		return e.Next()
+		return nil
 	})
-
-	// as PocketBase does it
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, syscall.SIGTERM)
-	failed := make(chan error, 1)
-	go func() { failed <- apis.Serve(app, apis.ServeConfig{HttpAddr: address}) }()
-	select {
-	case err := <-failed:
-		return err
-	case <-stop:
-		return app.OnTerminate().Trigger(&core.TerminateEvent{App: app})
-	}
-}
-
-func prepare(app core.App) error {
-	if _, err := app.FindCollectionByNameOrId("members"); err == nil {
-		return nil // after a restart
-	}
-	users, err := app.FindCollectionByNameOrId("users")
-	if err != nil {
-		return err
-	}
-	members := core.NewBaseCollection("members")
-	members.Fields.Add(
-		&core.TextField{Name: "topic"},
-		&core.RelationField{Name: "user", CollectionId: users.Id, MaxSelect: 1},
-	)
-	members.AddIndex("idx_members", true, "topic, user", "")
-	return app.Save(members)
 }
 
 // publish answers the message's id.
@@ -140,7 +96,7 @@ func setMember(e *core.RequestEvent) error {
 	return nil
 }
 
-// tokens makes so many accounts, or finds them.
+// tokens makes so many accounts.
 func tokens(e *core.RequestEvent) error {
 	var body struct {
 		Count int `json:"count"`
@@ -148,21 +104,9 @@ func tokens(e *core.RequestEvent) error {
 	if err := e.BindBody(&body); err != nil {
 		return err
 	}
-	_, err := e.App.NonconcurrentDB().NewQuery(fmt.Sprintf(
-		"WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i+1 FROM n WHERE i < %d) "+
-			"INSERT OR IGNORE INTO users (id, email, tokenKey, password) SELECT 'user' || i, 'user' || i || '@stress.test', 'key' || i, 'x' FROM n", body.Count-1)).Execute()
+	answer, err := testserver.CreateUsers(e.App, body.Count)
 	if err != nil {
 		return err
-	}
-	users, err := e.App.FindAllRecords("users")
-	if err != nil {
-		return err
-	}
-	answer := map[string]string{}
-	for _, u := range users {
-		if answer[u.Id], err = u.NewAuthToken(); err != nil {
-			return err
-		}
 	}
 	return e.JSON(http.StatusOK, answer)
 }
