@@ -41,20 +41,9 @@ func TestPlansDecideLikeCore(t *testing.T) {
 		"@collection.users.id ?= @topic.id && @collection.users.id ?= @request.auth.id",
 		"1 = 1 && true = true && @request.auth.team.plan != null",
 	} {
-		rules = append(rules, struct {
-			text  string
-			bound bool
-		}{text, false})
+		rules = append(rules, shapedRule{text, false})
 	}
-	for i, r := range rules {
-		record := core.NewRecord(mustFind(t, app, "_topics"))
-		record.Set("pattern", fmt.Sprintf("r%d/{id}", i))
-		record.Set("subscribeRule", r.text)
-		if r.bound {
-			record.Set("collection", "rooms")
-		}
-		require.NoError(t, app.Save(record), r.text)
-	}
+	saveRules(t, app, rules)
 
 	d := newDice(t, app, random)
 	planned, yes := map[string]bool{}, 0

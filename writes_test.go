@@ -23,8 +23,10 @@ func (c *stream) without(data string) {
 	}
 }
 
-// The write is in the database, then a handler of the save returns an error.
-func TestAWriteCountsThoughItsSaveFails(t *testing.T) {
+// newFailingWorld has a user more, and memberships whose save fails after the
+// write.
+func newFailingWorld(t *testing.T) (*world, *core.Record) {
+	t.Helper()
 	w := newWorld(t, map[string]any{"collection": "rooms", "subscribeRule": memRule}, noSweep())
 	bob, _ := newUser(t, w.app, "bob")
 	w.app.OnRecordUpdate("memberships").BindFunc(func(e *core.RecordEvent) error {
@@ -33,6 +35,12 @@ func TestAWriteCountsThoughItsSaveFails(t *testing.T) {
 		}
 		return errors.New("mail server is down")
 	})
+	return w, bob
+}
+
+// The write is in the database, then a handler of the save returns an error.
+func TestAWriteCountsThoughItsSaveFails(t *testing.T) {
+	w, bob := newFailingWorld(t)
 	w.member.Set("user", bob.Id)
 	require.Error(t, w.app.Save(w.member))
 	m, err := w.app.FindRecordById("memberships", w.member.Id)
@@ -45,14 +53,7 @@ func TestAWriteCountsThoughItsSaveFails(t *testing.T) {
 
 // A save fails within a transaction that is committed all the same.
 func TestAWriteCountsThoughItsSaveFailsInATransaction(t *testing.T) {
-	w := newWorld(t, map[string]any{"collection": "rooms", "subscribeRule": memRule}, noSweep())
-	bob, _ := newUser(t, w.app, "bob")
-	w.app.OnRecordUpdate("memberships").BindFunc(func(e *core.RecordEvent) error {
-		if err := e.Next(); err != nil {
-			return err
-		}
-		return errors.New("mail server is down")
-	})
+	w, bob := newFailingWorld(t)
 	require.NoError(t, w.app.RunInTransaction(func(tx core.App) error {
 		w.member.Set("user", bob.Id)
 		_ = tx.Save(w.member)
