@@ -394,7 +394,8 @@ type rulesDoc struct {
 	token map[string]string // by name; the guest's is empty
 	root  string
 
-	markers int // in the log
+	markers int           // in the log
+	logged  chan struct{} // has room for one: something was written to the log
 }
 
 // seedRulesDocs makes the data directory that each world begins with a copy of.
@@ -434,7 +435,15 @@ func newRulesDoc(t *testing.T, seed string) *rulesDoc {
 	t.Cleanup(app.Cleanup)
 	require.NoError(t, topics.Register(app, topics.Config{}))
 
-	d := &rulesDoc{t: t, app: app, s: serve(t, app), id: map[string]string{}, token: map[string]string{"guest": ""}}
+	d := &rulesDoc{t: t, app: app, id: map[string]string{}, token: map[string]string{"guest": ""}, logged: make(chan struct{}, 1)}
+	app.OnModelAfterCreateSuccess(core.LogsTableName).BindFunc(func(e *core.ModelEvent) error {
+		select {
+		case d.logged <- struct{}{}:
+		default:
+		}
+		return e.Next()
+	})
+	d.s = serve(t, app)
 	app.Settings().Logs.MaxDays = 1 // test apps keep none
 	for _, name := range []string{"ann", "bob", "carl", "dora"} {
 		d.account("users", name)
@@ -623,8 +632,14 @@ func (d *rulesDoc) warnings(text string) int {
 	d.markers++
 	d.app.Logger().Warn("marker of the test")
 	require.NoError(d.t, d.app.Logger().Handler().(*logger.BatchHandler).WriteAll(context.Background()))
-	for end := time.Now().Add(patience); count("marker of the test") < d.markers; time.Sleep(time.Millisecond) {
-		require.True(d.t, time.Now().Before(end), "the log was not written")
+	expired := time.NewTimer(patience)
+	defer expired.Stop()
+	for count("marker of the test") < d.markers {
+		select {
+		case <-d.logged:
+		case <-expired.C:
+			require.Fail(d.t, "the log was not written")
+		}
 	}
 
 	return count(text)
