@@ -4,151 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"os"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tests"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pbtopics/topics"
 )
-
-// world is an app with a member of a room on it, who is subscribed.
-type world struct {
-	t      *testing.T
-	app    core.App
-	s      *server
-	ann    *core.Record
-	token  string
-	team   *core.Record
-	room   *core.Record
-	member *core.Record
-	topic  string
-	c      *stream
-}
-
-var worldTemplate string // removed by TestMain
-
-// worldDir is the data directory that the worlds are copies of.
-var worldDir = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "topics-world-*")
-	if err != nil {
-		return "", err
-	}
-	worldTemplate = dir
-
-	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir})
-	if err := errors.Join(app.Bootstrap(), app.RunAllMigrations()); err != nil {
-		return "", err
-	}
-
-	users, err := app.FindCollectionByNameOrId("users")
-	if err != nil {
-		return "", err
-	}
-	teams, rooms := core.NewBaseCollection("teams"), core.NewBaseCollection("rooms")
-	memberships, bans := core.NewBaseCollection("memberships"), core.NewBaseCollection("bans")
-	teams.Fields.Add(&core.TextField{Name: "plan"})
-	if err := app.Save(teams); err != nil {
-		return "", err
-	}
-	users.Fields.Add(&core.TextField{Name: "role"}, &core.RelationField{Name: "team", CollectionId: teams.Id, MaxSelect: 1})
-	rooms.ViewRule = rule("name = 'lobby'")
-	rooms.Fields.Add(&core.TextField{Name: "name"}, &core.BoolField{Name: "open"},
-		&core.RelationField{Name: "members", CollectionId: users.Id, MaxSelect: 100})
-	if err := errors.Join(app.Save(users), app.Save(rooms)); err != nil {
-		return "", err
-	}
-	memberships.Fields.Add(
-		&core.RelationField{Name: "room", CollectionId: rooms.Id, MaxSelect: 1, CascadeDelete: true},
-		&core.RelationField{Name: "user", CollectionId: users.Id, MaxSelect: 1, CascadeDelete: true},
-		&core.TextField{Name: "role"})
-	bans.Fields.Add(&core.TextField{Name: "topic"})
-
-	return dir, errors.Join(app.Save(memberships), app.Save(bans),
-		app.OnTerminate().Trigger(&core.TerminateEvent{App: app}), app.ResetBootstrapState())
-})
-
-func newWorldApp(t testing.TB, config topics.Config) *tests.TestApp {
-	t.Helper()
-
-	dir, err := worldDir()
-	require.NoError(t, err)
-	app, err := tests.NewTestApp(dir)
-	require.NoError(t, err)
-	t.Cleanup(app.Cleanup)
-	require.NoError(t, topics.Register(app, config))
-
-	return app
-}
-
-func newWorld(t *testing.T, fields map[string]any, config topics.Config) *world {
-	t.Helper()
-
-	app := newWorldApp(t, config)
-	w := &world{t: t, app: app, s: serve(t, app)}
-
-	w.team = newRecord(t, app, "teams", map[string]any{"plan": "pro"})
-	w.ann, w.token = newUser(t, app, "ann")
-	w.ann.Set("role", "admin")
-	w.ann.Set("team", w.team.Id)
-	require.NoError(t, app.Save(w.ann))
-	w.room = newRecord(t, app, "rooms", map[string]any{"name": "lobby", "open": true, "members": []string{w.ann.Id}})
-	w.member = newRecord(t, app, "memberships", map[string]any{"room": w.room.Id, "user": w.ann.Id, "role": "x"})
-	w.topic = "room/" + w.room.Id
-
-	fields["pattern"] = "room/{id}"
-	define(t, app, fields)
-	define(t, app, map[string]any{"pattern": "public", "subscribeRule": ""})
-	define(t, app, map[string]any{"pattern": "overtaken/{x}", "subscribeRule": ""})
-
-	w.c = w.s.connect()
-	w.c.mustSubscribe(w.token, w.topic, "public", "overtaken/1")
-	w.c.quiet()
-
-	return w
-}
-
-func (w *world) notify(topic, data string) {
-	w.t.Helper()
-	require.NoError(w.t, topics.Notify(w.app, topic, data))
-}
-
-// lost expects that nothing published from now on reaches the subscriber, who
-// is told once.
-func (w *world) lost(topic string) notice {
-	w.t.Helper()
-
-	w.notify(topic, "after")
-	e := w.c.next()
-	require.Equal(w.t, topic, e.name)
-	n := e.notice(w.t)
-	require.Equal(w.t, "revoked", n.Type)
-	require.Equal(w.t, "topic_revoked", n.Code)
-	require.Equal(w.t, topic, n.Topic)
-	require.NotEmpty(w.t, n.Message)
-
-	w.notify(topic, "later")
-	w.notify("public", "still")
-	require.Equal(w.t, `"still"`, w.c.next().data)
-	w.c.quiet()
-
-	found, err := w.app.SubscriptionsBroker().ClientById(w.c.id)
-	require.NoError(w.t, err)
-	require.False(w.t, found.HasSubscription(topic))
-
-	return n
-}
-
-func (w *world) kept(topic string) {
-	w.t.Helper()
-	w.notify(topic, "kept")
-	require.Equal(w.t, `"kept"`, w.c.next().data)
-	w.c.quiet()
-}
 
 const byMembership = "@request.auth.id != '' && @collection.memberships.room ?= @topic.id && @collection.memberships.user ?= @request.auth.id"
 
@@ -390,22 +252,6 @@ func mustToken(t testing.TB, record *core.Record) string {
 	return token
 }
 
-func (w *world) save(m core.Model)   { w.t.Helper(); require.NoError(w.t, w.app.Save(m)) }
-func (w *world) delete(m core.Model) { w.t.Helper(); require.NoError(w.t, w.app.Delete(m)) }
-
-func (w *world) set(record *core.Record, field string, value any) {
-	w.t.Helper()
-	record.Set(field, value)
-	w.save(record)
-}
-
-func (w *world) definition() *core.Record {
-	w.t.Helper()
-	record, err := w.app.FindFirstRecordByData("_topics", "pattern", "room/{id}")
-	require.NoError(w.t, err)
-	return record
-}
-
 // After a revocation the key stays with the SDK: it is not told again, and a
 // later submission is a fresh decision.
 func TestARevokedKeyIsDecidedAnewWhenItComesBack(t *testing.T) {
@@ -434,67 +280,6 @@ func TestARollbackEndsNothing(t *testing.T) {
 	}))
 	w.kept(w.topic)
 	w.c.quiet()
-}
-
-func TestTheTokenExpires(t *testing.T) {
-	w := newWorld(t, map[string]any{"subscribeRule": "@request.auth.id != ''"}, topics.Config{SweepInterval: -1})
-
-	short, err := w.ann.NewStaticAuthToken(2 * time.Second)
-	require.NoError(t, err)
-	c := w.s.connect()
-	c.mustSubscribe(short, w.topic, "public")
-	c.quiet()
-
-	// told at its end, not at the next message
-	e := c.next()
-	require.Equal(t, w.topic, e.name)
-	require.Equal(t, "topic_revoked", e.notice(t).Code)
-	require.Contains(t, e.notice(t).Message, "Sign in")
-
-	w.notify(w.topic, "after")
-	w.notify("public", "still")
-	require.Equal(t, `"still"`, c.next().data)
-
-	// whoever has a token that is still good is not affected
-	require.Equal(t, `"after"`, w.c.next().data)
-	c.mustSubscribe(w.token, w.topic)
-	w.notify(w.topic, "back")
-	require.Equal(t, `"back"`, c.next().data)
-}
-
-func TestTheClock(t *testing.T) {
-	w := newWorld(t, map[string]any{"subscribeRule": ""}, topics.Config{SweepInterval: -1})
-	events := newCollection(t, w.app, "shows", &core.DateField{Name: "until"})
-	show := newRecord(t, w.app, "shows", map[string]any{"until": time.Now().Add(2 * time.Second)})
-	define(t, w.app, map[string]any{"pattern": "show/{id}", "collection": events.Id, "subscribeRule": "until > @now"})
-	topic := "show/" + show.Id
-	w.c.drain()
-	w.c.mustSubscribe(w.token, topic, "public")
-	w.kept(topic)
-
-	require.Equal(t, "topic_revoked", w.c.next().notice(t).Code)
-	w.notify(topic, "after")
-	w.c.quiet()
-}
-
-// Raw SQL and other processes are found by the sweep.
-func TestTheSweepFindsWhatNoHookTells(t *testing.T) {
-	for name, statement := range map[string]string{
-		"record":     "DELETE FROM memberships",
-		"auth":       "DELETE FROM users",
-		"token":      "UPDATE users SET tokenKey = 'changed' || id",
-		"topic rule": "UPDATE _topics SET subscribeRule = 'null' WHERE pattern = 'room/{id}'",
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t, map[string]any{"subscribeRule": byMembership}, topics.Config{SweepInterval: 100 * time.Millisecond})
-			w.kept(w.topic)
-			sql(t, w.app, statement)
-			require.Equal(t, "topic_revoked", w.c.next().notice(t).Code)
-			w.notify(w.topic, "after")
-			w.c.quiet()
-		})
-	}
 }
 
 // A view collection reads tables that only its SQL names.
