@@ -2,19 +2,14 @@ package topics_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"go/ast"
-	"go/format"
 	"go/parser"
 	"go/token"
 	"maps"
 	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,183 +20,6 @@ import (
 
 	"github.com/pbtopics/topics"
 )
-
-// page is a page of the documentation.
-type page struct {
-	path string
-	text string
-	code []block
-	all  []heading
-}
-
-// heading is one of level 3, below one of level 2.
-type heading struct{ section, text string }
-
-// block is a fenced block of a page.
-type block struct {
-	page     string
-	line     int
-	section  string // the last heading of level 2
-	heading  string // the last heading of level 3 below it
-	language string
-	text     string
-}
-
-var fence = regexp.MustCompile("^```(\\w*)$")
-
-func readPage(t testing.TB, path string) page {
-	t.Helper()
-
-	raw, err := os.ReadFile(path)
-	require.NoError(t, err)
-	p := page{path: path, text: string(raw)}
-
-	var (
-		at   block
-		open bool
-	)
-	for i, line := range strings.Split(p.text, "\n") {
-		switch {
-		case open && line == "```":
-			at.text = strings.TrimSuffix(at.text, "\n")
-			p.code = append(p.code, at)
-			open = false
-		case open:
-			at.text += line + "\n"
-		case fence.MatchString(line):
-			at.page, at.line, at.language, at.text = path, i+1, fence.FindStringSubmatch(line)[1], ""
-			open = true
-		case strings.HasPrefix(line, "## "):
-			at.section, at.heading = line[3:], ""
-		case strings.HasPrefix(line, "### "):
-			at.heading = line[4:]
-			p.all = append(p.all, heading{at.section, at.heading})
-		}
-	}
-	require.False(t, open, "%s: a block does not end", path)
-
-	return p
-}
-
-// headings are those of level 3 in a section.
-func (p page) headings(section string) []string {
-	var found []string
-	for _, h := range p.all {
-		if h.section == section {
-			found = append(found, h.text)
-		}
-	}
-	return found
-}
-
-func (p page) blocks(section, heading, language string) []block {
-	var found []block
-	for _, b := range p.code {
-		if b.section == section && b.heading == heading && b.language == language {
-			found = append(found, b)
-		}
-	}
-	return found
-}
-
-func readPages(t testing.TB) []page {
-	t.Helper()
-
-	paths, err := filepath.Glob("docs/*.md")
-	require.NoError(t, err)
-
-	var pages []page
-	for _, path := range append(paths, "README.md") {
-		pages = append(pages, readPage(t, path))
-	}
-	return pages
-}
-
-// imports are what a block of Go that is not a whole file may use.
-var imports = map[string]string{
-	"apis":   "github.com/pocketbase/pocketbase/apis",
-	"core":   "github.com/pocketbase/pocketbase/core",
-	"errors": "errors",
-	"time":   "time",
-	"topics": "github.com/pbtopics/topics",
-	"types":  "github.com/pocketbase/pocketbase/tools/types",
-}
-
-var declaration = regexp.MustCompile(`(?m)^(\w+) :=`)
-
-// goFile makes a Go file of a block: what is no file becomes declarations, or
-// the body of a function with the parameters that the pages use.
-func (b block) goFile() string {
-	line := fmt.Sprintf("//line %s:%d\n", b.page, b.line+1)
-	if program, ok := strings.CutPrefix(b.text, "package main\n"); ok {
-		return line + "package snippet\n" + program + "\n" // compiled, but not linked
-	}
-
-	var file strings.Builder
-	fmt.Fprintln(&file, "package snippet")
-	body := line + b.text + "\n"
-	if !strings.HasPrefix(b.text, "func ") {
-		for _, match := range declaration.FindAllStringSubmatch(b.text, -1) {
-			body += "_ = " + match[1] + "\n"
-		}
-		body = "func _(app core.App, e *core.RequestEvent, record *core.Record, topic string, data any) {\n" + body + "}\n"
-	}
-	for name, path := range imports {
-		if regexp.MustCompile(`\b` + name + `\.`).MatchString(body) {
-			fmt.Fprintf(&file, "import %q\n", path)
-		}
-	}
-	return file.String() + body
-}
-
-// Every block of Go compiles.
-func TestDocsGoCompiles(t *testing.T) {
-	root, err := os.Getwd()
-	require.NoError(t, err)
-	dir := t.TempDir()
-
-	// the packages exist in the overlay only, so that they are in this module
-	// without writing to its folder
-	overlay := struct{ Replace map[string]string }{map[string]string{}}
-	args := []string{"build", "-overlay=" + filepath.Join(dir, "overlay.json")}
-	if raceEnabled() {
-		args = append(args, "-race") // then PocketBase is compiled already
-	}
-
-	inPage := map[string]int{}
-	for _, p := range readPages(t) {
-		for _, b := range p.code {
-			if b.language != "go" {
-				continue
-			}
-			inPage[p.path]++
-			formatted, err := format.Source([]byte(b.text))
-			require.NoError(t, err, "%s:%d", b.page, b.line)
-			require.Equal(t, strings.TrimSpace(string(formatted)), b.text, "%s:%d is not formatted", b.page, b.line)
-
-			name := strconv.Itoa(len(overlay.Replace))
-			file := filepath.Join(dir, name+".go")
-			require.NoError(t, os.WriteFile(file, []byte(b.goFile()), 0o600))
-			overlay.Replace[filepath.Join(root, "docs_snippets", name, "main.go")] = file
-			args = append(args, "./docs_snippets/"+name)
-		}
-	}
-	for path, least := range map[string]int{"README.md": 5, "docs/messages.md": 1, recoveryPage: 2} {
-		require.GreaterOrEqual(t, inPage[path], least, path)
-	}
-
-	raw, err := json.Marshal(overlay)
-	require.NoError(t, err)
-	require.NoError(t, os.WriteFile(filepath.Join(dir, "overlay.json"), raw, 0o600))
-
-	out, err := exec.Command("go", args...).CombinedOutput()
-	require.NoError(t, err, string(out))
-}
-
-func raceEnabled() bool {
-	info, _ := debug.ReadBuildInfo()
-	return info != nil && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
-}
 
 // parsed are the plugin's own files.
 func parsed(t testing.TB) []*ast.File {
@@ -337,26 +155,6 @@ func isLogCall(f ast.Expr) bool {
 	return false
 }
 
-var (
-	firstCell = regexp.MustCompile("(?m)^\\| ((?:`\\w+`(?:, )?)+) \\|")
-	quoted    = regexp.MustCompile("`(\\w+)`")
-)
-
-// firstCells are the quoted words in the first column of the tables of a
-// section.
-func (p page) firstCells(section string) []string {
-	_, text, _ := strings.Cut(p.text, "\n## "+section+"\n")
-	text, _, _ = strings.Cut(text, "\n## ")
-
-	var words []string
-	for _, row := range firstCell.FindAllStringSubmatch(text, -1) {
-		for _, word := range quoted.FindAllStringSubmatch(row[1], -1) {
-			words = append(words, word[1])
-		}
-	}
-	return words
-}
-
 func TestREADMEHasEveryField(t *testing.T) {
 	readme := readPage(t, "README.md")
 
@@ -457,15 +255,6 @@ func TestDocsOfRecovery(t *testing.T) {
 	for _, field := range page.firstCells("Keeping a history")[2:] {
 		require.Equal(t, secondCell(t, readme, field), secondCell(t, page, field), field)
 	}
-}
-
-// secondCell is what comes beside a quoted word in a table.
-func secondCell(t testing.TB, p page, word string) string {
-	t.Helper()
-	_, after, found := strings.Cut(p.text, "\n| `"+word+"` | ")
-	require.True(t, found, "%s: %s", p.path, word)
-	cell, _, _ := strings.Cut(after, " |")
-	return cell
 }
 
 const operatingPage = "docs/operating.md"
