@@ -69,7 +69,7 @@ func openRooms(b *testing.B, open int, rule string) (*tests.TestApp, *Plugin) {
 		}()
 
 		key := fmt.Sprintf("room/room%d", i/perRoom)
-		g := p.grants.acquire(app, key, subscriptions.SubscriptionOptions{}, credentials{
+		g := p.grants.acquire(app, actionSubscribe, key, subscriptions.SubscriptionOptions{}, credentials{
 			collection: users.Id, id: fmt.Sprintf("user%d", i), tokenKey: fmt.Sprintf("key%d", i), secret: users.AuthToken.Secret,
 		})
 		require.Nil(b, p.grants.decideFor(g))
@@ -124,7 +124,7 @@ func waitsFor(p *Plugin) map[*grant]wait {
 	waits := map[*grant]wait{}
 	for _, g := range p.grants.list() {
 		waits[g] = make(wait, 1)
-		p.grants.hold(p.grants.acquire(g.app, g.key.topic, g.options, g.key.auth), waits[g])
+		p.grants.hold(p.grants.acquire(g.app, actionSubscribe, g.key.topic, g.options, g.key.auth), waits[g])
 	}
 	return waits
 }

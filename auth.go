@@ -32,12 +32,18 @@ func credentialsOf(auth *core.Record, r *http.Request) credentials {
 	if auth == nil {
 		return credentials{}
 	}
+	c := credentialsFor(auth)
+	c.expires = tokenExpiry(auth, r)
+	return c
+}
+
+// credentialsFor are those that the account would sign in with now.
+func credentialsFor(auth *core.Record) credentials {
 	return credentials{
 		collection: auth.Collection().Id,
 		id:         auth.Id,
 		tokenKey:   auth.TokenKey(),
 		secret:     auth.Collection().AuthToken.Secret,
-		expires:    tokenExpiry(auth, r),
 	}
 }
 

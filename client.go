@@ -471,5 +471,5 @@ func (c *client) Discard() {
 	if c.known {
 		c.hub.registered.Add(-1)
 	}
-	c.index(nil)
+	c.index(nil, nil)
 }

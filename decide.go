@@ -67,18 +67,27 @@ func (p *Plugin) decide(app core.App, a action, topic string, who asker) *denial
 	return nil
 }
 
-// decideGrant decides whether a subscription may go on. First it registers the
+// decideGrant decides whether a subscription, or its view of the members, may
+// go on, and which member it is. First it registers the
 // grant for what the decision reads, so that no write falls between.
 func (p *Plugin) decideGrant(g *grant) outcome {
-	app, auth, topic := g.app, g.key.auth, g.key.topic
+	app, auth, topic, a := g.app, g.key.auth, g.key.topic, g.key.action
 
 	d, err := p.rules.find(app, topic)
 	if err != nil {
 		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
 	}
-	if d != nil && d.open(actionSubscribe) {
+	tracks := d != nil && d.tracks
+	if a == actionPresence && !tracks {
+		return outcome{denial: denyNoPresence(), reason: reasonNoPresence}
+	}
+	if d != nil && d.open(a) && (!tracks || auth.id == "") {
 		p.grants.watch(g, reads{})
-		return outcome{until: forever}
+		o := outcome{until: forever}
+		if tracks {
+			o.identity = &identity{guest: true}
+		}
+		return o
 	}
 
 	var r reads
@@ -86,7 +95,7 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 		r.tables = append(r.tables, tableRead{auth.collection, []match{{core.FieldNameId, auth.id}}})
 	}
 	if d != nil {
-		ruleReads := d.reads(app, actionSubscribe, topic, auth)
+		ruleReads := d.reads(app, a, topic, auth)
 		r.clock, r.everything = ruleReads.clock, ruleReads.everything
 		r.tables = append(r.tables, ruleReads.without(r).tables...)
 	}
@@ -97,14 +106,23 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
 	}
 
-	denial := p.decide(app, actionSubscribe, topic, who)
+	denial := p.decide(app, a, topic, who)
 	if denial != nil {
 		info, err := who.info()
 		signedOut := auth.id != "" && err == nil && info.Auth == nil
-		return outcome{denial: denial, reason: reasonOf(denial, signedOut)}
+		return outcome{denial: denial, reason: reasonOf(a, denial, signedOut)}
 	}
 
 	o := outcome{until: forever}
+	if tracks && a == actionSubscribe {
+		info, err := who.info()
+		if err != nil {
+			return outcome{denial: denyRuleError(err), reason: reasonRuleError}
+		}
+		if o.identity, err = identityOf(app, d, info.Auth); err != nil {
+			p.logPresenceError(app, topic, err)
+		}
+	}
 	if who.id != "" && auth.expires != 0 {
 		o.until = auth.expires
 	}

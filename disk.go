@@ -10,6 +10,7 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/security"
 )
 
 const (
@@ -48,11 +49,14 @@ type disk struct {
 	wake    chan struct{}
 	stop    chan struct{}
 	running sync.WaitGroup
+
+	run string // marks the members of this process
 }
 
 // diskWrite is one of: a message, with the first position that is kept; a
 // topic's end; a topic's first position; a subscriber's position; the end of
-// positions that have expired by then.
+// positions that have expired by then; a member; the end of the members that an
+// earlier process has left.
 type diskWrite struct {
 	entry    *entry
 	topic    string
@@ -60,6 +64,9 @@ type diskWrite struct {
 	first    uint64
 	position *savedPosition
 	expire   time.Time
+
+	member        *savedMember
+	forgetMembers bool
 }
 
 type savedPosition struct {
@@ -70,7 +77,7 @@ type savedPosition struct {
 }
 
 func newDisk() *disk {
-	d := &disk{wake: make(chan struct{}, 1), stop: make(chan struct{}), forgotten: map[string]uint64{}}
+	d := &disk{wake: make(chan struct{}, 1), stop: make(chan struct{}), forgotten: map[string]uint64{}, run: security.RandomString(10)}
 	d.more = sync.NewCond(&d.mu)
 	return d
 }
@@ -107,7 +114,7 @@ func (d *disk) prepare(app core.App) error {
 		return ErrClosed
 	}
 	d.clean, d.ready = clean, true
-	d.running.Go(func() { d.run(app, db) })
+	d.running.Go(func() { d.work(app, db) })
 	return nil
 }
 
@@ -122,7 +129,7 @@ func (d *disk) save(p savedPosition)              { d.add(diskWrite{position: &p
 func (d *disk) add(w diskWrite) {
 	d.mu.Lock()
 	if !d.ready || d.closed || len(d.pending) >= diskBacklog {
-		d.broken = d.broken || d.ready && w.position == nil
+		d.broken = d.broken || d.ready && w.position == nil && w.member == nil
 		d.overflown = d.overflown || len(d.pending) >= diskBacklog
 		d.mu.Unlock()
 		return
@@ -140,7 +147,7 @@ func (d *disk) add(w diskWrite) {
 	}
 }
 
-func (d *disk) run(app core.App, db *sql.DB) {
+func (d *disk) work(app core.App, db *sql.DB) {
 	for {
 		select {
 		case <-d.wake:
@@ -165,7 +172,7 @@ func (d *disk) flush(app core.App, db *sql.DB) {
 		}
 		d.mu.Unlock()
 
-		err := commit(db, batch)
+		err := commit(db, batch, d.run)
 
 		d.mu.Lock()
 		if d.overflown && err == nil {
@@ -360,7 +367,7 @@ func (d *disk) close(app core.App, logs map[string]*topicLog, positions []savedP
 	for i := range positions {
 		batch[i].position = &positions[i]
 	}
-	if err := commit(db.DB(), batch); err != nil {
+	if err := commit(db.DB(), batch, d.run); err != nil {
 		return err
 	}
 	return db.Transactional(func(tx *dbx.Tx) error {

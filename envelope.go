@@ -60,6 +60,9 @@ type control struct {
 	To      string `json:"to,omitempty"`
 	Count   *int   `json:"count,omitempty"`
 	Reason  string `json:"reason,omitempty"`
+
+	// of ready: which member the subscriber is
+	Member string `json:"member,omitempty"`
 }
 
 // onKey wraps the control as the key's subscriber expects it.
@@ -77,7 +80,7 @@ func (c control) onKey(key string, enveloped bool) subscriptions.Message {
 
 // wantsEnvelope reads the option from a key itself.
 func wantsEnvelope(key string) bool {
-	o, _ := optionsOf(parseKeys([]string{key})[key])
+	o, _ := optionsOf(key, parseKeys([]string{key})[key])
 	return o.envelope
 }
 

@@ -51,6 +51,9 @@ var (
 	// ErrNoHistory says that the topic's rule keeps no messages.
 	ErrNoHistory = errors.New("topics: the topic keeps no history")
 
+	// ErrNoPresence says that the topic's rule tracks no members.
+	ErrNoPresence = errors.New("topics: the topic tracks no members")
+
 	// ErrInvalidPosition says that a position of [HistoryOptions] is not the id
 	// of a message, that there are two, or that the limit is out of range.
 	ErrInvalidPosition = errors.New("topics: the position is not the id of a message")
@@ -90,6 +93,12 @@ const (
 	codeSinceInvalid    = "since_invalid"
 	codeLimitInvalid    = "limit_invalid"
 	codeNoHistory       = "topic_without_history"
+
+	codeNoPresence      = "presence_disabled"
+	codePresenceRevoked = "presence_revoked"
+	codeStateInvalid    = "state_invalid"
+	codeClientInvalid   = "client_invalid"
+	codeNoMember        = "not_a_member"
 )
 
 // action is what somebody wants to do with a topic. Each has a rule.
@@ -122,7 +131,7 @@ func (d *denial) Unwrap() error { return d.cause }
 // status is the HTTP status the denial is answered with.
 func (d *denial) status() int {
 	switch d.code {
-	case codeMalformed, codeReserved:
+	case codeMalformed, codeReserved, codeNoPresence:
 		return http.StatusBadRequest
 	default:
 		return http.StatusForbidden
@@ -142,7 +151,7 @@ func denyMalformed() *denial {
 }
 
 func denyOptions() *denial {
-	return &denial{code: codeOptions, message: "The options of this subscription are not valid. replay must be a number from 0 on, envelope true or false, and resume a text of 1 to 128 bytes."}
+	return &denial{code: codeOptions, message: "The options of this subscription are not valid. replay must be a number from 0 on, envelope and presence true or false, resume a text of 1 to 128 bytes, and state an object of at most 2048 bytes of JSON."}
 }
 
 func denyReserved() *denial {
@@ -155,19 +164,25 @@ func denyRule(a action) *denial {
 	return &denial{code: codeDenied, message: "You are not allowed to " + string(a) + " this topic."}
 }
 
+func denyNoPresence() *denial {
+	return &denial{code: codeNoPresence, message: "This topic tracks no members. Set presence in its topic rule."}
+}
+
 func denyRuleError(cause error) *denial {
 	return &denial{code: codeRuleError, message: "The rule of this topic could not be evaluated. The server's log says why.", cause: cause}
 }
 
 // Reasons of a revocation. Like denials they say nothing about data.
 const (
-	reasonSignIn    = "The sign-in of this subscription does not count any more. Sign in and subscribe again."
-	reasonRule      = "You are not allowed to subscribe to this topic any more."
-	reasonUnknown   = "No topic rule matches this topic any more."
-	reasonRuleError = "The rule of this topic cannot be evaluated any more. The server's log says why."
+	reasonSignIn     = "The sign-in of this subscription does not count any more. Sign in and subscribe again."
+	reasonRule       = "You are not allowed to subscribe to this topic any more."
+	reasonUnknown    = "No topic rule matches this topic any more."
+	reasonNoPresence = "This topic tracks no members any more."
+	reasonPresence   = "You are not allowed to see the members of this topic any more."
+	reasonRuleError  = "The rule of this topic cannot be evaluated any more. The server's log says why."
 )
 
-func reasonOf(d *denial, signedOut bool) string {
+func reasonOf(a action, d *denial, signedOut bool) string {
 	switch {
 	case d.code == codeUnknown:
 		return reasonUnknown
@@ -175,6 +190,8 @@ func reasonOf(d *denial, signedOut bool) string {
 		return reasonRuleError
 	case signedOut:
 		return reasonSignIn
+	case a == actionPresence:
+		return reasonPresence
 	default:
 		return reasonRule
 	}

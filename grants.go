@@ -38,9 +38,10 @@ const (
 	inlineDecisions = 32
 )
 
-// grantKey is all that a decision to let somebody subscribe depends on, other
-// than data. Subscriptions that have it in common share the decision.
+// grantKey is all that a decision to let somebody subscribe, or see the
+// members, depends on, other than data. Subscriptions that have it in common share the decision.
 type grantKey struct {
+	action  action // actionSubscribe, or actionPresence for its option
 	topic   string
 	options string // as sent: what follows the topic in the key
 	auth    credentials
@@ -62,6 +63,9 @@ type grant struct {
 	decided atomic.Int64
 	until   atomic.Int64
 
+	// which member its subscribers are, for the last decision that let in
+	identity atomic.Pointer[identity]
+
 	storing sync.Mutex // of a decision: valid and until belong together
 
 	// guarded by grants.mu
@@ -81,7 +85,8 @@ func (g *grant) fresh(now int64) bool {
 	return valid == g.marked.Load() && now < g.until.Load()
 }
 
-// holder is what lives by a grant: a subscription.
+// holder is what lives by a grant: a subscription, its view of the members, or
+// what is left of it in the members' grace.
 type holder interface {
 	// resume says that the grant was decided anew and lets in.
 	resume(g *grant)
@@ -116,9 +121,10 @@ type grants struct {
 
 // outcome is a decision. Without a denial it lets in.
 type outcome struct {
-	denial *denial
-	reason string // for a subscriber who is thrown out
-	until  int64  // Unix nanoseconds when it ends by itself
+	denial   *denial
+	reason   string // for a subscriber who is thrown out
+	until    int64  // Unix nanoseconds when it ends by itself
+	identity *identity
 }
 
 func newGrants(rules *rules, sweep time.Duration) *grants {
@@ -151,9 +157,9 @@ func (g *grant) denies(marked uint64) bool {
 
 // acquire returns the grant for the key. From now on writes touch it, so that
 // what the caller decides next cannot miss one.
-func (gs *grants) acquire(app core.App, key string, options subscriptions.SubscriptionOptions, auth credentials) *grant {
+func (gs *grants) acquire(app core.App, a action, key string, options subscriptions.SubscriptionOptions, auth credentials) *grant {
 	topic, raw, _ := strings.Cut(key, "?")
-	k := grantKey{topic: topic, options: raw, auth: auth}
+	k := grantKey{action: a, topic: topic, options: raw, auth: auth}
 
 	gs.start.Do(func() { gs.running.Go(gs.run) })
 
@@ -200,6 +206,15 @@ func (gs *grants) hold(g *grant, h holder) {
 	if !g.fresh(time.Now().UnixNano()) {
 		gs.markDirty(g)
 	}
+}
+
+// handOver lets another holder take over the reference of one.
+func (gs *grants) handOver(g *grant, from, to holder) {
+	gs.mu.Lock()
+	delete(g.holders, from)
+	gs.mu.Unlock()
+
+	gs.hold(g, to)
 }
 
 func (gs *grants) drop(g *grant, h holder) {
@@ -394,6 +409,7 @@ func (gs *grants) decideNow(g *grant) (o outcome, marked uint64) {
 	if g.marked.Load() == marked { // else a newer decision may have stored already
 		g.decided.Store(time.Now().UnixNano())
 		g.until.Store(o.until)
+		g.identity.Store(o.identity)
 		g.valid.Store(marked)
 	}
 	return o, marked

@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"context"
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
@@ -29,6 +30,8 @@ func newBench(t *testing.T, stepwise bool) *bench {
 	rules, err := newRules(nil)
 	require.NoError(t, err)
 	b.p = &Plugin{hub: newHub(), rules: rules, grants: newGrants(rules, 0), config: Config{}.withDefaults()}
+	b.p.presence = newPresence(b.p.hub, b.p.grants, newHookCalls(), nil, b.p.config)
+	b.p.hub.identify = func(*client, string) *identity { return nil }
 	b.p.foreign = newForeignClients(subscriptions.NewBroker(), b.p.grants, foreignLimits{}, func(string) {})
 	b.p.grants.revoked = func(*grant, outcome) {}
 	b.p.grants.decide = func(*grant) outcome {
@@ -53,6 +56,7 @@ func newBench(t *testing.T, stepwise bool) *bench {
 }
 
 func (b *bench) close() {
+	b.p.presence.close(context.Background())
 	b.p.hub.close()
 	b.p.grants.close()
 }
@@ -76,7 +80,7 @@ func (b *bench) admit(c *client, g *grant, key string) {
 
 // subscribe decides and admits.
 func (b *bench) subscribe(c *client, key string) *grant {
-	g := b.p.grants.acquire(nil, key, subscriptions.SubscriptionOptions{}, credentials{})
+	g := b.p.grants.acquire(nil, actionSubscribe, key, subscriptions.SubscriptionOptions{}, credentials{})
 	require.Nil(b.t, b.p.grants.decideFor(g))
 	b.admit(c, g, key)
 	return g
@@ -172,7 +176,7 @@ func subscribeInFlight(t *testing.T, publish bool) {
 	defer b.close()
 	c := b.client()
 
-	g := b.p.grants.acquire(nil, "a", subscriptions.SubscriptionOptions{}, credentials{})
+	g := b.p.grants.acquire(nil, actionSubscribe, "a", subscriptions.SubscriptionOptions{}, credentials{})
 	require.Nil(t, b.p.grants.decideFor(g))
 
 	b.allowed.Store(false)
@@ -294,7 +298,7 @@ func TestHeldMessagesAreBounded(t *testing.T) {
 
 	// many stale grants of the topic, none of which is decided
 	for i := range inlineDecisions + 1 {
-		g := b.p.grants.acquire(nil, "a?"+string(rune('A'+i)), subscriptions.SubscriptionOptions{}, credentials{})
+		g := b.p.grants.acquire(nil, actionSubscribe, "a?"+string(rune('A'+i)), subscriptions.SubscriptionOptions{}, credentials{})
 		b.admit(b.client(), g, "a?"+string(rune('A'+i)))
 	}
 	b.p.grants.touchAll()

@@ -397,6 +397,7 @@ func (p *Plugin) openDisk(app core.App) {
 		app.Logger().Error("Failed to open the histories of topics: they are in memory only", "error", err.Error())
 		return
 	}
+	p.presence.restore()
 	// what was sent before is not part of the disk's logs
 	for i := range p.hub.shards {
 		shard := &p.hub.shards[i]

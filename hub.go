@@ -24,7 +24,7 @@ const (
 // hub knows the subscribers of each topic in this process and hands messages
 // to them.
 //
-// Lock order: client.subsMu, shard.mu, client.mu.
+// Lock order: client.subsMu, shard.mu, then those of client, presence and grants.
 type hub struct {
 	seed   maphash.Seed
 	shards [hubShards]hubShard
@@ -33,6 +33,10 @@ type hub struct {
 
 	positions *positions
 	overlap   time.Duration // Config.ResumeOverlap
+	presence  *presence
+
+	// which member a client is that Go code has subscribed to a topic
+	identify func(c *client, topic string) *identity
 
 	// registered counts the clients that are certainly in PocketBase's broker:
 	// never more than there are
@@ -45,6 +49,8 @@ type hubShard struct {
 	// topic -> subscription key -> its subscribers. Holding mu while queuing a
 	// message is what gives all subscribers of a topic one order.
 	topics map[string]map[string]*keyGroup
+
+	members map[string]*topicMembers // of topics that have or had some lately
 
 	// the histories of topics that keep one, and how many were taken out
 	logs  map[string]*topicLog
@@ -74,6 +80,14 @@ type subscription struct {
 	held      []frame
 	heldBytes int
 	behind    *cursor // nil: it is live
+	attendee  *attendee
+
+	// of the presence option
+	watching bool
+	watch    *grant // nil: Go code subscribed the client
+	due      bool   // it waits for a snapshot
+	pressed  bool   // until there is room
+	refused  bool   // its client was told so; guarded by client.subsMu
 }
 
 func newHub() *hub {
@@ -81,6 +95,7 @@ func newHub() *hub {
 	for i := range h.shards {
 		h.shards[i].topics = map[string]map[string]*keyGroup{}
 		h.shards[i].logs = map[string]*topicLog{}
+		h.shards[i].members = map[string]*topicMembers{}
 	}
 	return h
 }
@@ -90,8 +105,8 @@ func (h *hub) shard(topic string) *hubShard {
 }
 
 // add makes s receive its topic's messages, after what it has asked for of
-// those before.
-func (h *hub) add(s *subscription) {
+// those before, and makes it one of the connections of a member.
+func (h *hub) add(s *subscription, id *identity) {
 	shard := h.shard(s.topic)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
@@ -100,6 +115,7 @@ func (h *hub) add(s *subscription) {
 	if keys == nil {
 		keys = map[string]*keyGroup{}
 		shard.topics[s.topic] = keys
+		h.presence.occupy(s.topic)
 	}
 	group := keys[s.key]
 	if group == nil {
@@ -109,10 +125,14 @@ func (h *hub) add(s *subscription) {
 
 	s.group, s.pos = group, len(group.subscribers)
 	group.subscribers = append(group.subscribers, s)
-	h.enter(shard, s)
+	h.enter(shard, s, id)
+	h.presence.attend(shard, s, id)
 }
 
-func (h *hub) remove(s *subscription) {
+// remove ends a subscription. If it was the last one of a member's connection,
+// that ends now or after the grace, for which it may take over the grant: then
+// remove reports true.
+func (h *hub) remove(s *subscription, now bool) (lingers bool) {
 	shard := h.shard(s.topic)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
@@ -124,6 +144,8 @@ func (h *hub) remove(s *subscription) {
 		s.behind = nil
 		s.client.behind.Add(-1)
 	}
+	h.presence.unwatch(shard, s)
+	lingers = h.presence.depart(shard, s, now)
 	last := len(group.subscribers) - 1
 	group.subscribers[s.pos] = group.subscribers[last]
 	group.subscribers[s.pos].pos = s.pos
@@ -131,13 +153,32 @@ func (h *hub) remove(s *subscription) {
 	group.subscribers = group.subscribers[:last]
 
 	if last > 0 {
-		return
+		return lingers
 	}
 	keys := shard.topics[s.topic]
 	delete(keys, s.key)
 	if len(keys) == 0 {
 		delete(shard.topics, s.topic)
+		h.presence.vacate(s.topic)
 	}
+	return lingers
+}
+
+// watch lets a subscription see the members, by g.
+func (h *hub) watch(s *subscription, g *grant) {
+	shard := h.shard(s.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	h.presence.watch(shard, s, g)
+}
+
+func (h *hub) unwatch(s *subscription) {
+	shard := h.shard(s.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	h.presence.unwatch(shard, s)
 }
 
 // setGrant makes the subscription live by another grant.
@@ -171,6 +212,8 @@ func (h *hub) release(s *subscription, g *grant) (ok bool) {
 	}
 	s.held, s.heldBytes = nil, 0
 	h.fill(shard, s)
+	h.presence.attend(shard, s, g.identity.Load())
+	h.presence.retry(shard, s)
 	return true
 }
 

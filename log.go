@@ -109,7 +109,7 @@ func (p *Plugin) logSlowForeign(app core.App) func(string) {
 
 // logRevoked says who lost a subscription, and why.
 func (p *Plugin) logRevoked(g *grant, o outcome) {
-	log, subject := g.app.Logger().Info, codeRevoked+" "+g.key.topic+" "+g.key.auth.id
+	log, subject := g.app.Logger().Info, codeRevoked+" "+string(g.key.action)+" "+g.key.topic+" "+g.key.auth.id
 	attrs := []any{"code", codeRevoked, "topic", g.key.topic, "reason", o.reason}
 
 	if o.denial.code == codeRuleError {
@@ -126,5 +126,9 @@ func (p *Plugin) logRevoked(g *grant, o outcome) {
 		attrs = append(attrs, "error", o.denial.cause.Error())
 	}
 
-	log("Took a topic back from its subscribers", attrs...)
+	what := "Took a topic back from its subscribers"
+	if g.key.action == actionPresence {
+		what = "Took the members of a topic back from those who watched them"
+	}
+	log(what, attrs...)
 }

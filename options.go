@@ -1,7 +1,11 @@
 package topics
 
 import (
+	"encoding/json"
+	"errors"
+	"net/url"
 	"strconv"
+	"unicode/utf8"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
@@ -12,6 +16,8 @@ type subscribeOptions struct {
 	envelope bool   // messages and notices come as envelopes
 	replay   int    // so many of the last messages first
 	resume   string // the position is kept under this id
+	presence bool   // the members are shown
+	state    []byte // what this connection shows as a member: an object, or nil
 }
 
 // maxResumeID is the longest resume option, in bytes.
@@ -19,16 +25,23 @@ const maxResumeID = 128
 
 // optionsOf reads the options of a key. It reports false for values that make
 // no sense; the key is then denied.
-func optionsOf(o subscriptions.SubscriptionOptions) (read subscribeOptions, ok bool) {
+func optionsOf(key string, o subscriptions.SubscriptionOptions) (read subscribeOptions, ok bool) {
 	ok = true
 
-	switch o.Query["envelope"] {
-	case "", "false", "0":
-	case "true", "1":
-		read.envelope = true
-	default:
-		ok = false
+	flag := func(name string) bool {
+		switch o.Query[name] {
+		case "", "false", "0":
+			return false
+		case "true", "1":
+			return true
+		default:
+			ok = false
+			return false
+		}
 	}
+	read.presence = flag("presence")
+	// what tells of members is no message of the topic
+	read.envelope = flag("envelope") || read.presence
 
 	if replay, given := o.Query["replay"]; given {
 		n, err := strconv.Atoi(replay)
@@ -46,5 +59,51 @@ func optionsOf(o subscriptions.SubscriptionOptions) (read subscribeOptions, ok b
 		read.resume, read.envelope = resume, true
 	}
 
+	if _, given := o.Query["state"]; given {
+		var err error
+		read.state, err = stateOf(key)
+		ok = ok && err == nil
+	}
+
 	return read, ok
+}
+
+var errState = errors.New("must be an object")
+
+// stateOf reads the state option, which is more than the texts that core keeps
+// of a key's options. It looks for them where core does.
+func stateOf(key string) ([]byte, error) {
+	u, err := url.Parse(key)
+	if err != nil {
+		return nil, err
+	}
+	var options struct {
+		Query struct {
+			State json.RawMessage `json:"state"`
+		} `json:"query"`
+	}
+	if err := json.Unmarshal([]byte(u.Query().Get("options")), &options); err != nil {
+		return nil, err
+	}
+
+	raw := options.Query.State
+	var text string
+	if json.Unmarshal(raw, &text) == nil && text != "" {
+		raw = []byte(text) // an SDK that sends texts only
+	}
+	return readState(raw)
+}
+
+// readState expects JSON, and returns it in one line. null is no state.
+func readState(raw []byte) ([]byte, error) {
+	line, err := compact(raw)
+	switch {
+	case err != nil:
+		return nil, err
+	case string(line) == "null":
+		return nil, nil
+	case line[0] != '{' || len(line) > maxState || !utf8.Valid(line):
+		return nil, errState
+	}
+	return line, nil
 }

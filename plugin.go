@@ -128,6 +128,15 @@ type Config struct {
 	// MaxPositions is how many positions are kept. Default 100,000.
 	MaxPositions int
 
+	// PresenceGrace is how long a member stays after its last connection has
+	// gone, so that a reconnect shows as nothing. It is also how long a topic is
+	// occupied after its last subscriber. Default 15 seconds, -1 for none.
+	PresenceGrace time.Duration
+
+	// PresenceSnapshot is how many members of a topic subscribers see. If there
+	// are more, they see the number only. Default 1000.
+	PresenceSnapshot int
+
 	// Broker carries each message to the hub of every server process. Default
 	// nil: messages stay in this process.
 	Broker Broker
@@ -181,6 +190,15 @@ func (c Config) withDefaults() Config {
 	if c.MaxPositions == 0 {
 		c.MaxPositions = 100_000
 	}
+	switch c.PresenceGrace {
+	case 0:
+		c.PresenceGrace = 15 * time.Second
+	case -1:
+		c.PresenceGrace = 0
+	}
+	if c.PresenceSnapshot == 0 {
+		c.PresenceSnapshot = 1000
+	}
 	if c.Broker == nil {
 		c.Broker = new(localBroker)
 	}
@@ -214,6 +232,10 @@ func (c Config) validate() error {
 		return fmt.Errorf("topics: Config.ResumeOverlap must be positive, or -1 for none, got %v", c.ResumeOverlap)
 	case c.MaxPositions < 1:
 		return fmt.Errorf("topics: Config.MaxPositions must be at least 1, got %d", c.MaxPositions)
+	case c.PresenceGrace < 0:
+		return fmt.Errorf("topics: Config.PresenceGrace must be positive, or -1 for none, got %v", c.PresenceGrace)
+	case c.PresenceSnapshot < 1:
+		return fmt.Errorf("topics: Config.PresenceSnapshot must be at least 1, got %d", c.PresenceSnapshot)
 	case c.MaxPublishMessages < 1:
 		return fmt.Errorf("topics: Config.MaxPublishMessages must be at least 1, got %d", c.MaxPublishMessages)
 	}
@@ -222,17 +244,19 @@ func (c Config) validate() error {
 
 // Plugin is the registered plugin of an app. [From] finds it.
 type Plugin struct {
-	config  Config
-	rules   *rules
-	hub     *hub
-	grants  *grants
-	writes  *writes
-	foreign *foreignClients
-	history *history
-	commits *commits
-	repeats *repeats
-	logs    *logLimiter
-	closed  atomic.Bool
+	config   Config
+	rules    *rules
+	hub      *hub
+	grants   *grants
+	writes   *writes
+	foreign  *foreignClients
+	history  *history
+	presence *presence
+	calls    *hookCalls
+	commits  *commits
+	repeats  *repeats
+	logs     *logLimiter
+	closed   atomic.Bool
 
 	counters counters
 
@@ -277,10 +301,14 @@ func Register(app core.App, config Config) error {
 
 		registered: app,
 
+		calls:   newHookCalls(),
 		commits: newCommits(),
 		repeats: newRepeats(),
 	}
+	p.calls.trigger, p.calls.failed = p.triggerCall, p.logCallError
 	p.history = newHistory(p.hub, config, p.retentionOf)
+	p.presence = newPresence(p.hub, p.grants, p.calls, p.history.disk, config)
+	p.hub.identify = p.identify
 	p.writes = newWrites(p.onWritten)
 	p.grants.decide, p.grants.revoked = p.decideGrant, p.logRevoked
 	p.foreign = newForeignClients(app.SubscriptionsBroker(), p.grants, foreignLimits{
@@ -339,6 +367,7 @@ func (p *Plugin) close(ctx context.Context, app core.App) error {
 
 	p.commits.close()
 	err := p.config.Broker.Close()
+	p.presence.close(ctx) // who goes from now on is not said to leave
 	p.hub.close()
 	p.grants.close()
 	p.foreign.close(ctx)

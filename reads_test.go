@@ -223,7 +223,7 @@ func TestNoWriteThatMattersIsMissed(t *testing.T) {
 				if user != nil {
 					auth = credentials{collection: user.Collection().Id, id: user.Id, tokenKey: user.TokenKey(), secret: user.Collection().AuthToken.Secret}
 				}
-				grants = append(grants, p.grants.acquire(app, fmt.Sprintf("r%d/%s", i, room), subscriptions.SubscriptionOptions{}, auth))
+				grants = append(grants, p.grants.acquire(app, actionSubscribe, fmt.Sprintf("r%d/%s", i, room), subscriptions.SubscriptionOptions{}, auth))
 			}
 		}
 	}

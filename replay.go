@@ -37,7 +37,7 @@ func (h *hub) head(topic string) mark {
 }
 
 // enter is the beginning of a subscription. The shard's lock is held.
-func (h *hub) enter(shard *hubShard, s *subscription) {
+func (h *hub) enter(shard *hubShard, s *subscription, who *identity) {
 	var (
 		from    mark
 		resumed bool
@@ -70,13 +70,16 @@ func (h *hub) enter(shard *hubShard, s *subscription) {
 		if s.behind != nil {
 			id = messageID(from.epoch, from.offset)
 		}
-		s.tellReady(id, resumed)
+		s.tellReady(id, resumed, who)
 	}
 	h.fill(shard, s)
 }
 
-func (s *subscription) tellReady(id string, resumed bool) {
+func (s *subscription) tellReady(id string, resumed bool, who *identity) {
 	c := control{Type: "ready", Topic: s.topic, ID: id}
+	if who != nil {
+		c.Member = who.keyFor(s).id
+	}
 	if s.options.resume != "" {
 		c.Resumed = &resumed
 	}
@@ -204,5 +207,6 @@ func (h *hub) refill(s *subscription) {
 
 	if s.group != nil {
 		h.fill(shard, s)
+		h.presence.retry(shard, s)
 	}
 }

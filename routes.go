@@ -32,6 +32,9 @@ func (p *Plugin) bindRoutes(e *core.ServeEvent) {
 	group := e.Router.Group("/api/topics")
 	group.GET("/access", p.handleAccess).Bind(apis.SkipSuccessActivityLog())
 	group.GET("/history", p.handleHistory).Bind(apis.SkipSuccessActivityLog())
+	group.GET("/presence", p.handlePresence).Bind(apis.SkipSuccessActivityLog())
+	group.POST("/presence", p.handleState).
+		Bind(apis.BodyLimit(8*maxState+statesOverhead), codedBodyLimit(), apis.SkipSuccessActivityLog())
 	group.POST("/publish", func(e *core.RequestEvent) error { return p.handlePublish(e, limit) }).
 		Bind(
 			apis.BodyLimit(int64(p.config.MaxPublishMessages)*int64(p.config.MaxPayload+publishOverhead)),
@@ -391,14 +394,14 @@ func (p *Plugin) handleAccess(e *core.RequestEvent) error {
 	subscribe, asksRule := p.decideKey(e.App, key)
 	if asksRule {
 		options := parseKeys([]string{key})[key]
-		if _, ok := optionsOf(options); ok {
+		if _, ok := optionsOf(key, options); ok {
 			subscribe = p.decide(e.App, actionSubscribe, topic, askerOf(realtimeInfo(options, e.Auth)))
 		} else {
 			subscribe = denyOptions()
 		}
 	}
 	publish := p.decide(e.App, actionPublish, topic, askerOf(info))
-	presence := p.decide(e.App, actionPresence, topic, askerOf(info))
+	presence := p.decidePresence(e, topic)
 	for a, d := range map[action]*denial{actionSubscribe: subscribe, actionPublish: publish, actionPresence: presence} {
 		if d != nil && d.code == codeRuleError {
 			p.logDenial(e.App, topic, e.Auth, a, d)

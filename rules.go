@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"github.com/ganigeorgiev/fexpr"
 	"github.com/pocketbase/pocketbase/core"
@@ -43,6 +45,14 @@ type Topic struct {
 	// their place.
 	HistoryTTL time.Duration
 
+	// Presence makes each subscriber a member of its topic: see [Presence].
+	Presence bool
+
+	// PresenceFields are the fields of members' auth records that are shown,
+	// besides their id and collection. PocketBase's own limits hold: hidden
+	// fields are never shown, and an e-mail only with emailVisibility.
+	PresenceFields []string
+
 	// Collection is the name or id of a collection whose record the pattern's
 	// {id} names: rules are then evaluated on that record, and a missing
 	// record denies. Optional.
@@ -61,6 +71,8 @@ type definition struct {
 	collection string
 	history    int
 	historyTTL time.Duration
+	tracks     bool     // its members
+	shows      []string // of their auth records
 
 	// plans of the ruleset that the definition is part of, else nil
 	plans *plans
@@ -124,6 +136,8 @@ func newRules(code []Topic) (*rules, error) {
 			collection: t.Collection,
 			history:    t.History,
 			historyTTL: t.HistoryTTL,
+			tracks:     t.Presence,
+			shows:      t.PresenceFields,
 			source:     fmt.Sprintf("Config.Topics[%d]", i),
 		}
 
@@ -312,8 +326,15 @@ func definitionOf(record *core.Record) (*definition, error) {
 		collection: record.GetString("collection"),
 		history:    record.GetInt("history"),
 		historyTTL: time.Duration(record.GetInt("historyTTL")) * time.Second,
+		tracks:     record.GetBool("presence"),
+		shows:      fieldNames(record.GetString("presenceFields")),
 		source:     "record " + record.Id,
 	}, nil
+}
+
+// fieldNames reads a list like that of PocketBase's query parameter fields.
+func fieldNames(list string) []string {
+	return strings.FieldsFunc(list, func(r rune) bool { return r == ',' || unicode.IsSpace(r) })
 }
 
 // ruleOf reads a rule field: JSON null or a JSON string.

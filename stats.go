@@ -8,6 +8,9 @@ type Stats struct {
 	Connections int `json:"connections"`
 	Topics      int `json:"topics"`
 
+	// Members are those of all topics. Somebody on two of them counts twice.
+	Members int `json:"members"`
+
 	// QueuedMessages and QueuedBytes wait for clients or are being written to
 	// them. A message that waits for several clients is counted several times,
 	// though it is in memory once.
@@ -54,6 +57,9 @@ func (p *Plugin) Stats() Stats {
 		shard := &p.hub.shards[i]
 		shard.mu.Lock()
 		s.Topics += len(shard.topics)
+		for _, tm := range shard.members {
+			s.Members += len(tm.byKey)
+		}
 		shard.mu.Unlock()
 	}
 	return s

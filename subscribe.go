@@ -35,6 +35,11 @@ func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 func (p *Plugin) subscribeForeign(e *core.RealtimeSubscribeRequestEvent) error {
 	keys := p.authorise(e)
 	e.Subscriptions = keys.allowed
+	for _, a := range keys.admitted {
+		if a.watch != nil {
+			p.grants.release(a.watch) // such clients are told of no members
+		}
+	}
 	p.foreign.setGrants(e.Client, keys.allowed, keys.admitted)
 	if err := e.Next(); err != nil {
 		return err
@@ -77,17 +82,15 @@ func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
 		}
 		seen[key] = struct{}{}
 
-		read, ok := optionsOf(options[key])
+		read, ok := optionsOf(key, options[key])
 		d, asksRule := p.decideKey(e.App, key)
 		if asksRule && !ok {
 			d, asksRule = denyOptions(), false
 		}
 		if asksRule {
-			g := p.grants.acquire(p.app(e.App), key, options[key], auth)
-			if d = p.grants.decideFor(g); d == nil {
-				k.admitted[key] = &admission{grant: g, options: read, position: p.openHistory(p.app(e.App), topicOf(key), read, auth)}
-			} else {
-				p.grants.release(g)
+			var a *admission
+			if a, d = p.admit(e, key, options[key], read, auth); d == nil {
+				k.admitted[key] = a
 			}
 		}
 
@@ -100,6 +103,30 @@ func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
 	}
 
 	return k
+}
+
+// admit decides a key by its rules, and opens what it needs of the disk.
+func (p *Plugin) admit(e *core.RealtimeSubscribeRequestEvent, key string, options subscriptions.SubscriptionOptions, read subscribeOptions, auth credentials) (*admission, *denial) {
+	app, topic := p.app(e.App), topicOf(key)
+
+	g := p.grants.acquire(app, actionSubscribe, key, options, auth)
+	if d := p.grants.decideFor(g); d != nil {
+		p.grants.release(g)
+		return nil, d
+	}
+	a := &admission{grant: g, options: read, position: p.openHistory(app, topic, read, auth), identity: g.identity.Load()}
+	p.openMembers(app, topic)
+	if !read.presence {
+		return a, nil
+	}
+
+	a.watch = p.grants.acquire(app, actionPresence, key, options, auth)
+	if a.refusal = p.grants.decideFor(a.watch); a.refusal != nil {
+		p.grants.release(a.watch)
+		a.watch = nil
+		p.logDenial(e.App, topic, e.Auth, actionPresence, a.refusal)
+	}
+	return a, nil
 }
 
 // decideKey decides a key, unless it is for a rule to do that.

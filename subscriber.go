@@ -28,6 +28,11 @@ type admission struct {
 	grant    *grant
 	options  subscribeOptions
 	position *position
+	identity *identity
+
+	// of the presence option: one of the two
+	watch   *grant
+	refusal *denial
 }
 
 // replaceDuring runs core's handler of a subscribe request, which removes all
@@ -41,6 +46,9 @@ func (c *client) replaceDuring(granted map[string]*admission, next func() error)
 		// those that core did not come to use
 		for _, a := range granted {
 			c.grants.release(a.grant)
+			if a.watch != nil {
+				c.grants.release(a.watch)
+			}
 		}
 	}()
 
@@ -58,6 +66,7 @@ func (c *client) setReplacing(on bool, granted map[string]*admission) {
 // Subscribe implements [subscriptions.Client.Subscribe].
 func (c *client) Subscribe(keys ...string) {
 	c.Client.Subscribe(keys...)
+	identities := c.identities(keys)
 
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
@@ -80,7 +89,26 @@ func (c *client) Subscribe(keys ...string) {
 			want[key] = struct{}{}
 		}
 	}
-	c.index(want)
+	c.index(want, identities)
+}
+
+// identities are which members the keys are part of to which Go code has
+// subscribed the client. No lock is held.
+func (c *client) identities(keys []string) map[string]*identity {
+	c.subsMu.Lock()
+	replacing := c.replacing
+	c.subsMu.Unlock()
+	if replacing {
+		return nil // a request has found that out
+	}
+
+	byKey := make(map[string]*identity, len(keys))
+	for _, key := range keys {
+		if topic := topicOf(key); validTopic(topic) {
+			byKey[key] = c.hub.identify(c, topic)
+		}
+	}
+	return byKey
 }
 
 // Unsubscribe implements [subscriptions.Client.Unsubscribe].
@@ -92,23 +120,24 @@ func (c *client) Unsubscribe(keys ...string) {
 
 	if len(keys) == 0 {
 		if !c.replacing {
-			c.index(nil)
+			c.index(nil, nil)
 		}
 		return
 	}
 	for _, key := range keys {
 		if s := c.subs[key]; s != nil {
-			c.unindex(s)
+			c.unindex(s, false)
 		}
 	}
 }
 
 // index makes the client's subscriptions in the hub those of want, without a
-// moment in which one that stays is missing. It expects c.subsMu to be held.
-func (c *client) index(want map[string]struct{}) {
+// moment in which one that stays is missing. identities are those of Go
+// code's keys. It expects c.subsMu to be held.
+func (c *client) index(want map[string]struct{}, identities map[string]*identity) {
 	for key, s := range maps.Clone(c.subs) {
 		if _, stays := want[key]; !stays {
-			c.unindex(s)
+			c.unindex(s, false)
 		}
 	}
 
@@ -116,14 +145,15 @@ func (c *client) index(want map[string]struct{}) {
 		a := c.granted[key]
 		delete(c.granted, key)
 		if a == nil {
-			a = new(admission) // Go code has subscribed the client
-			a.options, _ = optionsOf(parseKeys([]string{key})[key])
+			a = &admission{identity: identities[key]} // Go code has subscribed the client
+			a.options, _ = optionsOf(key, parseKeys([]string{key})[key])
 		}
 		g := a.grant
 
 		s := c.subs[key]
 		if s != nil {
 			c.regrant(s, g)
+			c.rewatch(s, a)
 			continue
 		}
 
@@ -135,21 +165,30 @@ func (c *client) index(want map[string]struct{}) {
 			c.subs = map[string]*subscription{}
 		}
 		c.subs[key] = s
-		c.hub.add(s)
+		c.hub.add(s, a.identity)
 		if g != nil {
 			c.grants.hold(g, s)
+		} else if a.options.presence {
+			c.hub.watch(s, nil)
 		}
+		c.rewatch(s, a)
 	}
 }
 
-func (c *client) unindex(s *subscription) {
-	c.hub.remove(s)
+// unindex ends a subscription. Unless that is now for the member that it is
+// part of too, there may be a grace.
+func (c *client) unindex(s *subscription, now bool) {
+	watch := s.watch
+	lingers := c.hub.remove(s, now)
 	delete(c.subs, s.key)
+	if watch != nil {
+		c.grants.drop(watch, (*watcher)(s))
+	}
 	if s.position != nil {
 		c.resuming.Add(-1)
 		c.hub.positions.release(s.position, s)
 	}
-	if s.grant != nil {
+	if s.grant != nil && !lingers {
 		c.grants.drop(s.grant, s)
 	}
 }
@@ -234,7 +273,7 @@ func (s *subscription) revoke(g *grant, marked uint64, o outcome) bool {
 	held := c.subs[s.key] == s && s.grant == g
 	counts := g.denies(marked)
 	if held && counts {
-		c.unindex(s)
+		c.unindex(s, true)
 	}
 	c.subsMu.Unlock()
 

@@ -33,6 +33,16 @@ CREATE TABLE IF NOT EXISTS _topicsPositions (
 	position INTEGER NOT NULL,
 	expires  INTEGER NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS _topicsMembers (
+	topic      TEXT NOT NULL,
+	collection TEXT NOT NULL,
+	id         TEXT NOT NULL,
+	run        TEXT NOT NULL,
+	options    TEXT NOT NULL,
+	state      TEXT NOT NULL,
+	since      INTEGER NOT NULL,
+	PRIMARY KEY (topic, collection, id)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS _topicsState (
 	id    TEXT PRIMARY KEY,
 	value TEXT NOT NULL
@@ -65,7 +75,7 @@ func openTables(db *sql.DB) (clean bool, err error) {
 	return clean, nil
 }
 
-func commit(db *sql.DB, batch []diskWrite) (err error) {
+func commit(db *sql.DB, batch []diskWrite, run string) (err error) {
 	tx, err := db.Begin()
 	if err != nil {
 		return err
@@ -108,6 +118,14 @@ func commit(db *sql.DB, batch []diskWrite) (err error) {
 			if _, err = tx.Exec("DELETE FROM _topicsPositions WHERE expires < ?", w.expire.UnixNano()); err != nil {
 				return err
 			}
+		case w.member != nil:
+			if err = commitMember(tx, *w.member, run); err != nil {
+				return err
+			}
+		case w.forgetMembers:
+			if _, err = tx.Exec("DELETE FROM _topicsMembers WHERE run <> ?", run); err != nil {
+				return err
+			}
 		case w.forget:
 			delete(first, w.topic)
 			if _, err = tx.Exec("DELETE FROM _topicsMessages WHERE topic = ?", w.topic); err != nil {
@@ -126,6 +144,16 @@ func commit(db *sql.DB, batch []diskWrite) (err error) {
 		}
 	}
 	return tx.Commit()
+}
+
+func commitMember(tx *sql.Tx, m savedMember, run string) (err error) {
+	if m.gone {
+		_, err = tx.Exec("DELETE FROM _topicsMembers WHERE topic = ? AND collection = ? AND id = ?", m.topic, m.key.collection, m.key.id)
+		return err
+	}
+	_, err = tx.Exec("INSERT OR REPLACE INTO _topicsMembers VALUES (?, ?, ?, ?, ?, ?, ?)",
+		m.topic, m.key.collection, m.key.id, run, m.options, string(m.state), m.since.UnixNano())
+	return err
 }
 
 func readEntry(rows *sql.Rows, topic string) (*entry, error) {
@@ -148,4 +176,3 @@ func readEntry(rows *sql.Rows, topic string) (*entry, error) {
 	e.plain = newDataLine(e.message.Data)
 	return e, nil
 }
-

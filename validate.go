@@ -42,7 +42,33 @@ func validateRecord(app core.App, record *core.Record) error {
 		}
 	}
 
+	for _, name := range fieldNames(record.GetString("presenceFields")) {
+		if err := validateShown(app, name); err != nil {
+			faults["presenceFields"] = err
+		}
+	}
+
 	return faults.Filter()
+}
+
+// validateShown checks a field of auth records that members are to show.
+func validateShown(app core.App, name string) error {
+	collections, err := app.FindAllCollections(core.CollectionTypeAuth)
+	if err != nil {
+		return err
+	}
+	hidden := false
+	for _, c := range collections {
+		f := c.Fields.GetByName(name)
+		if f != nil && !f.GetHidden() {
+			return nil
+		}
+		hidden = hidden || f != nil
+	}
+	if hidden {
+		return validation.NewError("validation_hidden_field", "The field "+name+" is hidden, so it is never shown.")
+	}
+	return validation.NewError("validation_unknown_field", "No auth collection has a field "+name+". Use names of fields, separated by commas.")
 }
 
 func validatePattern(app core.App, record *core.Record, p pattern) error {

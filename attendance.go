@@ -1,0 +1,439 @@
+package topics
+
+import (
+	"container/heap"
+	"context"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+)
+
+// flushPeriod is the least time between two flushes of a topic's presence: what
+// changes in between is told at once, in at most one event each of join,
+// update and leave. bench/RESULTS.md says what it costs to enter a room of
+// 5,000.
+const flushPeriod = 250 * time.Millisecond
+
+// presence keeps the members of all topics. They are in the hub's shards, each
+// guarded by the lock that orders the topic's messages; so presence events have
+// their place among these.
+type presence struct {
+	hub    *hub
+	grants *grants
+	calls  *hookCalls
+	disk   *disk // nil: in memory only
+
+	grace time.Duration // 0 for none
+	limit int           // members of a snapshot
+	bytes int           // of a snapshot
+
+	stated atomic.Uint64 // counts the states that were set
+
+	// members from before a restart are looked for until then
+	restoring atomic.Int64 // Unix nanoseconds
+	restores  singleflight.Group
+
+	// the goroutine that ends graces and flushes, started when it is needed
+	start   sync.Once
+	end     sync.Once
+	wake    chan struct{}
+	stop    chan struct{}
+	running sync.WaitGroup
+
+	mu       sync.Mutex // taken while holding a shard's lock, never the other way
+	endings  deadlines
+	occupied map[string]*occupancy
+	restored map[string]struct{} // topics, while restoring
+}
+
+// occupancy is a topic with subscribers, or whose last one has gone lately.
+type occupancy struct {
+	topic  string
+	ending *deadline // nil while there are subscribers
+}
+
+func newPresence(hub *hub, grants *grants, calls *hookCalls, disk *disk, config Config) *presence {
+	p := &presence{
+		hub:      hub,
+		grants:   grants,
+		calls:    calls,
+		disk:     disk,
+		grace:    config.PresenceGrace,
+		limit:    config.PresenceSnapshot,
+		bytes:    min(256<<10, config.QueueBytes/4),
+		wake:     make(chan struct{}, 1),
+		stop:     make(chan struct{}),
+		occupied: map[string]*occupancy{},
+		restored: map[string]struct{}{},
+	}
+	hub.presence = p
+	return p
+}
+
+// close ends the goroutine, and the app's handlers after the one that runs.
+// Nobody leaves any more: the next start expects the members back.
+func (p *presence) close(ctx context.Context) {
+	p.end.Do(func() { close(p.stop) })
+	p.start.Do(func() {}) // it is not started any more
+	p.running.Wait()
+	p.calls.close(ctx)
+}
+
+// members returns those of a topic. The shard's lock is held.
+func (p *presence) members(shard *hubShard, topic string) *topicMembers {
+	tm := shard.members[topic]
+	if tm == nil {
+		tm = newTopicMembers(topic)
+		shard.members[topic] = tm
+	}
+	return tm
+}
+
+// arrive makes s one of the connections of a member. The shard's lock is held.
+func (p *presence) arrive(shard *hubShard, s *subscription, id *identity) {
+	key := id.keyFor(s)
+	tm := p.members(shard, s.topic)
+	m := tm.byKey[key]
+	if m == nil {
+		m = &member{key: key, since: time.Now(), lasting: !id.guest || s.options.resume != ""}
+		tm.byKey[key] = m
+		tm.mark(m, false)
+	}
+
+	a := m.of(s.client)
+	if a == nil {
+		a = &attendee{presence: p, topic: s.topic, member: m, client: s.client}
+		p.thin(tm, m)
+		m.attendees = append(m.attendees, a)
+	} else if !a.ends.IsZero() {
+		p.revive(a)
+	}
+	a.subscriptions++
+	a.options = strings.TrimPrefix(s.key, s.topic)
+	s.attendee = a
+	if s.options.state != nil {
+		p.setState(a, s.options.state)
+	}
+	tm.refresh(m, id)
+	p.changed(shard, tm)
+}
+
+// setState expects the topic's lock to be held, and a refresh to follow.
+func (p *presence) setState(a *attendee, state []byte) {
+	a.state, a.stated = state, p.stated.Add(1)
+}
+
+// thin ends the graces of a member that is back, apart from that of the
+// connection whose state is shown: so that they do not pile up.
+func (p *presence) thin(tm *topicMembers, m *member) {
+	var newest *attendee
+	for _, a := range m.attendees {
+		if a.state != nil && (newest == nil || a.stated > newest.stated) {
+			newest = a
+		}
+	}
+	kept := m.attendees[:0]
+	for _, a := range m.attendees {
+		if a.ends.IsZero() || a == newest {
+			kept = append(kept, a)
+			continue
+		}
+		p.revive(a)
+		a.member = nil
+	}
+	clear(m.attendees[len(kept):])
+	m.attendees = kept
+}
+
+// revive takes an attendee out of its grace.
+func (p *presence) revive(a *attendee) {
+	a.ends = time.Time{}
+	p.mu.Lock()
+	p.cancel(a.ending)
+	a.ending = nil
+	p.mu.Unlock()
+
+	if a.grant != nil {
+		p.grants.drop(a.grant, a)
+		a.grant = nil
+	}
+}
+
+// depart ends the part of s in its attendee: now, or with the grace. Then the
+// attendee takes over the subscription's grant, and depart reports true. The
+// shard's lock is held.
+func (p *presence) depart(shard *hubShard, s *subscription, now bool) (lingers bool) {
+	a := s.attendee
+	if a == nil {
+		return false
+	}
+	s.attendee = nil
+	a.subscriptions--
+	if a.subscriptions > 0 {
+		return false
+	}
+
+	tm := shard.members[s.topic]
+	if now || p.grace == 0 {
+		tm.remove(a)
+		p.changed(shard, tm)
+		return false
+	}
+	if a.grant = s.grant; a.grant != nil {
+		p.grants.handOver(a.grant, s, a)
+	}
+	p.linger(a, time.Now().Add(p.grace))
+	tm.refresh(a.member, nil)
+	return true
+}
+
+func (p *presence) linger(a *attendee, until time.Time) {
+	a.ends = until
+	p.mu.Lock()
+	a.ending = p.at(until)
+	a.ending.attendee = a
+	p.mu.Unlock()
+	p.wakeUp()
+}
+
+// attend makes the attendee of s the one that its newest decision knows. The
+// shard's lock is held.
+func (p *presence) attend(shard *hubShard, s *subscription, id *identity) {
+	a := s.attendee
+	switch {
+	case a == nil && id == nil:
+	case a == nil:
+		p.arrive(shard, s, id)
+	case id == nil || a.member.key != id.keyFor(s):
+		p.depart(shard, s, true)
+		if id != nil {
+			p.arrive(shard, s, id)
+		}
+	default:
+		p.updated(shard, a, id)
+	}
+}
+
+// updated takes over what an auth record or a rule shows by now.
+func (p *presence) updated(shard *hubShard, a *attendee, id *identity) {
+	tm := shard.members[a.topic]
+	if string(a.member.record) == string(id.record) && a.member.collection == id.name {
+		return
+	}
+	tm.refresh(a.member, id)
+	p.changed(shard, tm)
+}
+
+// resume implements [holder], for an attendee in its grace.
+func (a *attendee) resume(g *grant) { a.presence.decided(a, g) }
+
+func (p *presence) decided(a *attendee, g *grant) {
+	shard := p.hub.shard(a.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	if a.member == nil || a.grant != g || !g.fresh(time.Now().UnixNano()) {
+		return
+	}
+	id := g.identity.Load()
+	if id != nil && (id.guest && a.member.key.collection == "" || a.member.key == memberKey{id.collection, id.id}) {
+		p.updated(shard, a, id)
+		return
+	}
+	p.leave(shard, a)
+}
+
+// revoke implements [holder]: who may not be there is not shown either.
+func (a *attendee) revoke(g *grant, marked uint64, _ outcome) bool {
+	p := a.presence
+	shard := p.hub.shard(a.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	counts := g.denies(marked)
+	if counts && a.member != nil && a.grant == g {
+		p.leave(shard, a)
+	}
+	return counts
+}
+
+// leave ends an attendee's grace. The shard's lock is held.
+func (p *presence) leave(shard *hubShard, a *attendee) {
+	p.revive(a)
+	tm := shard.members[a.topic]
+	tm.remove(a)
+	p.changed(shard, tm)
+}
+
+// call tells the app's handlers. It does not block.
+func (p *presence) call(topic string, c changes) {
+	if !p.calls.wantsMembers() {
+		return
+	}
+	for _, m := range c.left {
+		p.calls.add(call{kind: callLeave, topic: topic, key: m.key, member: m.public()})
+	}
+	for _, m := range c.joined {
+		p.calls.add(call{kind: callJoin, topic: topic, key: m.key, member: m.public()})
+	}
+}
+
+// run ends graces, and flushes what was put off.
+func (p *presence) run() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+
+	for {
+		timer.Reset(p.next())
+		select {
+		case <-p.stop:
+			return
+		case <-p.wake:
+		case <-timer.C:
+		}
+
+		now := time.Now()
+		for _, d := range p.take(now) {
+			switch {
+			case d.attendee != nil:
+				p.ended(d.attendee, now)
+			case d.occupancy != nil:
+				p.calls.add(call{kind: callVacated, topic: d.occupancy.topic})
+			case d.restored:
+				p.endRestore()
+			default:
+				p.flushQueued(d.flush)
+			}
+		}
+	}
+}
+
+// next is how long the goroutine may sleep.
+func (p *presence) next() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if len(p.endings) == 0 {
+		return time.Hour
+	}
+	return max(time.Until(p.endings[0].at), 0)
+}
+
+// take returns what is over.
+func (p *presence) take(now time.Time) (ended []*deadline) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	for len(p.endings) > 0 && !p.endings[0].at.After(now) {
+		d := heap.Pop(&p.endings).(*deadline)
+		switch {
+		case d.attendee != nil:
+			d.attendee.ending = nil
+		case d.occupancy != nil:
+			delete(p.occupied, d.occupancy.topic)
+		}
+		ended = append(ended, d)
+	}
+	return ended
+}
+
+func (p *presence) ended(a *attendee, now time.Time) {
+	shard := p.hub.shard(a.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	if a.member != nil && !a.ends.IsZero() && !a.ends.After(now) {
+		p.leave(shard, a)
+	}
+}
+
+func (p *presence) wakeUp() {
+	p.start.Do(func() { p.running.Go(p.run) })
+	select {
+	case p.wake <- struct{}{}:
+	default:
+	}
+}
+
+// occupy notes that a topic has subscribers, if the app wants to know. The
+// shard's lock is held.
+func (p *presence) occupy(topic string) {
+	if !p.calls.wantsTopics() {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if o := p.occupied[topic]; o != nil {
+		p.cancel(o.ending)
+		o.ending = nil
+		return
+	}
+	p.occupied[topic] = &occupancy{topic: topic}
+	p.calls.add(call{kind: callOccupied, topic: topic})
+}
+
+// vacate notes that a topic has lost its last subscriber. The shard's lock is
+// held.
+func (p *presence) vacate(topic string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if o := p.occupied[topic]; o != nil {
+		o.ending = p.at(time.Now().Add(p.grace))
+		o.ending.occupancy = o
+		p.wakeUp()
+	}
+}
+
+// deadline is the end of a grace (an attendee's, a topic's, or that after the
+// start), or else the time of a flush.
+type deadline struct {
+	at        time.Time
+	index     int // in the heap
+	attendee  *attendee
+	occupancy *occupancy
+	flush     string // topic
+	restored  bool   // members from before the start are not looked for any more
+}
+
+// at expects p.mu to be held.
+func (p *presence) at(t time.Time) *deadline {
+	d := &deadline{at: t}
+	heap.Push(&p.endings, d)
+	return d
+}
+
+// cancel expects p.mu to be held. d may be nil.
+func (p *presence) cancel(d *deadline) {
+	if d != nil {
+		heap.Remove(&p.endings, d.index)
+	}
+}
+
+// deadlines implement [heap.Interface], the next one first.
+type deadlines []*deadline
+
+func (d deadlines) Len() int           { return len(d) }
+func (d deadlines) Less(i, j int) bool { return d[i].at.Before(d[j].at) }
+func (d deadlines) Swap(i, j int) {
+	d[i], d[j] = d[j], d[i]
+	d[i].index, d[j].index = i, j
+}
+
+func (d *deadlines) Push(x any) {
+	item := x.(*deadline)
+	item.index = len(*d)
+	*d = append(*d, item)
+}
+
+func (d *deadlines) Pop() any {
+	last := len(*d) - 1
+	item := (*d)[last]
+	(*d)[last] = nil
+	*d = (*d)[:last]
+	return item
+}

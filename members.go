@@ -1,0 +1,232 @@
+package topics
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pocketbase/pocketbase/tools/types"
+)
+
+// topicMembers is who is on one topic, and who watches that. Its shard's lock
+// guards it.
+type topicMembers struct {
+	topic    string
+	byKey    map[memberKey]*member
+	watchers map[*subscription]struct{}
+
+	// since the last flush
+	changed map[memberKey]memberChange
+	flushed time.Time
+	queued  bool // a flush is
+	due     bool // a watcher waits for its snapshot
+
+	size     int      // of the members' JSON
+	counting bool     // there are so many that watchers get their number only
+	snapshot dataLine // nil: not made since the last change
+}
+
+type memberKey struct {
+	collection string // id, empty for a guest
+	id         string
+}
+
+// member has at least one attendee.
+type member struct {
+	key        memberKey
+	collection string          // its name
+	record     json.RawMessage // the fields that are shown
+	state      json.RawMessage // the newest of the attendees
+	since      time.Time
+	attendees  []*attendee
+	lasting    bool // it can come back after a restart
+
+	json []byte // replaced, never changed
+}
+
+// attendee is one connection of a member. After its last subscription to the
+// topic it stays for the grace.
+type attendee struct {
+	presence *presence
+	topic    string
+
+	// guarded by the topic's lock
+	member        *member // nil when it has left
+	client        *client // nil: from before a restart
+	options       string  // of the newest subscription's key, as sent
+	subscriptions int
+	state         json.RawMessage
+	stated        uint64    // when the state was set, in the order of all
+	ends          time.Time // zero while there are subscriptions
+	grant         *grant    // of the last subscription, which keeps it until it ends
+
+	ending *deadline // nil unless in its grace; presence.mu guards it
+}
+
+func newTopicMembers(topic string) *topicMembers {
+	return &topicMembers{
+		topic:    topic,
+		byKey:    map[memberKey]*member{},
+		watchers: map[*subscription]struct{}{},
+		changed:  map[memberKey]memberChange{},
+	}
+}
+
+func (tm *topicMembers) count() int {
+	if tm == nil {
+		return 0
+	}
+	return len(tm.byKey)
+}
+
+// sorted returns the members by their coming.
+func (tm *topicMembers) sorted() []*member {
+	if tm == nil {
+		return nil
+	}
+	return slices.SortedFunc(maps.Values(tm.byKey), compareMembers)
+}
+
+func compareMembers(a, b *member) int {
+	return cmp.Or(a.since.Compare(b.since), strings.Compare(a.key.collection, b.key.collection), strings.Compare(a.key.id, b.key.id))
+}
+
+// memberChange is about a member of whom the watchers knew at the last flush,
+// or did not.
+type memberChange struct {
+	known  bool
+	member *member
+}
+
+func (tm *topicMembers) mark(m *member, known bool) {
+	if c, marked := tm.changed[m.key]; marked {
+		known = c.known
+	}
+	tm.changed[m.key] = memberChange{known, m}
+}
+
+// refresh makes the member's JSON anew, and marks it if the watchers have to
+// know. (The number of connections is nothing that they are told at once.)
+func (tm *topicMembers) refresh(m *member, id *identity) {
+	var newest *attendee
+	for _, a := range m.attendees {
+		if a.state != nil && (newest == nil || a.stated > newest.stated) {
+			newest = a
+		}
+	}
+	var state json.RawMessage
+	if newest != nil {
+		state = newest.state
+	}
+	same := bytes.Equal(m.state, state)
+	m.state = state
+	if id != nil {
+		same = same && bytes.Equal(m.record, id.record) && m.collection == id.name
+		m.record, m.collection = id.record, id.name
+	}
+	if !same {
+		tm.mark(m, true)
+	}
+
+	tm.size -= len(m.json)
+	m.json = mustMarshal(m.line().wire())
+	tm.size += len(m.json)
+	tm.snapshot = nil
+}
+
+func (tm *topicMembers) remove(a *attendee) {
+	m := a.member
+	a.member = nil
+	m.attendees = slices.DeleteFunc(m.attendees, func(other *attendee) bool { return other == a })
+	if len(m.attendees) > 0 {
+		tm.refresh(m, nil)
+		return
+	}
+	delete(tm.byKey, m.key)
+	tm.mark(m, true)
+	tm.size -= len(m.json)
+	tm.snapshot = nil
+}
+
+// of returns the member's attendee for a connection, or nil.
+func (m *member) of(c *client) *attendee {
+	for _, a := range m.attendees {
+		if a.client == c {
+			return a
+		}
+	}
+	return nil
+}
+
+func (m *member) connections() (open int) {
+	for _, a := range m.attendees {
+		if a.ends.IsZero() {
+			open++
+		}
+	}
+	return open
+}
+
+func (m *member) public() Member {
+	public := Member{ID: m.key.id, Collection: m.collection, State: m.state, Since: m.since, Connections: m.connections()}
+	if m.record != nil {
+		if err := json.Unmarshal(m.record, &public.Record); err != nil {
+			panic(err) // it was marshalled
+		}
+	}
+	return public
+}
+
+func (m *member) line() memberLine {
+	return memberLine{m.key.id, m.collection, m.record, m.state, m.since, m.connections()}
+}
+
+// memberLine is a member as clients see it.
+type memberLine struct {
+	ID          string
+	Collection  string
+	Record      json.RawMessage
+	State       json.RawMessage
+	Since       time.Time
+	Connections int
+}
+
+func (l memberLine) wire() any {
+	return struct {
+		ID          string          `json:"id"`
+		Collection  string          `json:"collection"`
+		Record      json.RawMessage `json:"record,omitempty"`
+		State       json.RawMessage `json:"state,omitempty"`
+		Since       string          `json:"since"`
+		Connections int             `json:"connections"`
+	}{l.ID, l.Collection, l.Record, l.State, l.Since.UTC().Format(types.DefaultDateLayout), l.Connections}
+}
+
+// keyFor returns the member that s is part of. What a guest gets as id must not
+// tell the id of its connection, with which others could change its
+// subscriptions, nor its resume option.
+func (id *identity) keyFor(s *subscription) memberKey {
+	if !id.guest {
+		return memberKey{collection: id.collection, id: id.id}
+	}
+	secret := "connection\x00" + s.client.id
+	if s.options.resume != "" {
+		secret = "resume\x00" + s.topic + "\x00" + s.options.resume
+	}
+	sum := sha256.Sum256([]byte(secret))
+	return memberKey{id: hex.EncodeToString(sum[:])[:15]} // as long as a record's
+}
+
+func mustMarshal(v any) []byte {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // texts, numbers and JSON that was checked
+	}
+	return raw
+}
