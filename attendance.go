@@ -106,7 +106,7 @@ func (p *presence) arrive(shard *hubShard, s *subscription, id *identity) {
 	a := m.of(s.client)
 	if a == nil {
 		a = &attendee{presence: p, topic: s.topic, member: m, client: s.client}
-		p.thin(tm, m)
+		p.thin(m)
 		m.attendees = append(m.attendees, a)
 	} else if !a.ends.IsZero() {
 		p.revive(a)
@@ -128,7 +128,7 @@ func (p *presence) setState(a *attendee, state []byte) {
 
 // thin ends the graces of a member that is back, apart from that of the
 // connection whose state is shown: so that they do not pile up.
-func (p *presence) thin(tm *topicMembers, m *member) {
+func (p *presence) thin(m *member) {
 	var newest *attendee
 	for _, a := range m.attendees {
 		if a.state != nil && (newest == nil || a.stated > newest.stated) {

@@ -49,6 +49,7 @@ func (p *Plugin) bindHooks(app core.App) {
 
 func (p *Plugin) onServe(e *core.ServeEvent) error {
 	p.serving.Store(&e.App)
+	keepConns(e.Server)
 	p.openDisk(e.App)
 	p.bindRoutes(e)
 	bindDashboard(e)
@@ -74,6 +75,13 @@ func (p *Plugin) onConnect(e *core.RealtimeConnectRequestEvent) error {
 		writeTimeout: p.config.WriteTimeout,
 		heartbeat:    p.config.Heartbeat,
 	}, p.logClosed(e.App))
+
+	if tcp := tcpOf(e.Request); tcp != nil {
+		// Linux counts from the first retransmission, some 0.2 s later
+		if err := limitUnacknowledged(tcp, p.config.WriteTimeout*9/10); err != nil {
+			e.App.Logger().Warn("A realtime connection whose network goes may stay open for long", "error", err.Error())
+		}
+	}
 
 	p.hub.clients.Store(c, struct{}{})
 	defer func() {

@@ -77,16 +77,16 @@ func stateOf(key string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var options struct {
-		Query struct {
-			State json.RawMessage `json:"state"`
-		} `json:"query"`
-	}
+	var options map[string]json.RawMessage
 	if err := json.Unmarshal([]byte(u.Query().Get("options")), &options); err != nil {
 		return nil, err
 	}
+	var query map[string]json.RawMessage
+	if err := json.Unmarshal(options["query"], &query); err != nil {
+		return nil, err
+	}
 
-	raw := options.Query.State
+	raw := query["state"]
 	var text string
 	if json.Unmarshal(raw, &text) == nil && text != "" {
 		raw = []byte(text) // an SDK that sends texts only

@@ -86,7 +86,10 @@ func (v *view) apply(e event) string {
 // until applies events up to the first of that type.
 func (v *view) until(kind string) {
 	v.c.s.t.Helper()
-	for v.apply(v.c.next()) != kind {
+	for {
+		if v.apply(v.c.next()) == kind {
+			return
+		}
 	}
 }
 
