@@ -106,7 +106,7 @@ func (h *hub) shard(topic string) *hubShard {
 
 // add makes s receive its topic's messages, after what it has asked for of
 // those before, and makes it one of the connections of a member.
-func (h *hub) add(s *subscription, id *identity) {
+func (h *hub) add(s *subscription, a *admission) {
 	shard := h.shard(s.topic)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
@@ -125,8 +125,12 @@ func (h *hub) add(s *subscription, id *identity) {
 
 	s.group, s.pos = group, len(group.subscribers)
 	group.subscribers = append(group.subscribers, s)
-	h.enter(shard, s, id)
-	h.presence.attend(shard, s, id)
+	h.enter(shard, s, a.identity)
+	if a.watches() {
+		h.presence.enlist(shard, s, a.watch)
+	}
+	h.presence.attend(shard, s, a.identity)
+	h.presence.show(shard, s)
 }
 
 // remove ends a subscription. If it was the last one of a member's connection,
@@ -170,7 +174,8 @@ func (h *hub) watch(s *subscription, g *grant) {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
-	h.presence.watch(shard, s, g)
+	h.presence.enlist(shard, s, g)
+	h.presence.show(shard, s)
 }
 
 func (h *hub) unwatch(s *subscription) {

@@ -35,6 +35,12 @@ type admission struct {
 	refusal *denial
 }
 
+// watches reports whether the members are shown: a rule lets them be, or Go code
+// has asked.
+func (a *admission) watches() bool {
+	return a.watch != nil || a.grant == nil && a.options.presence
+}
+
 // replaceDuring runs core's handler of a subscribe request, which removes all
 // subscriptions and adds the new ones, by the grants given. The hub sees one
 // step, in which a topic that stays is never missed.
@@ -165,13 +171,16 @@ func (c *client) index(want map[string]struct{}, identities map[string]*identity
 			c.subs = map[string]*subscription{}
 		}
 		c.subs[key] = s
-		c.hub.add(s, a.identity)
+		c.hub.add(s, a)
 		if g != nil {
 			c.grants.hold(g, s)
-		} else if a.options.presence {
-			c.hub.watch(s, nil)
 		}
-		c.rewatch(s, a)
+		if a.watch != nil {
+			c.grants.hold(a.watch, (*watcher)(s))
+		}
+		if a.refusal != nil {
+			c.refuse(s, a.refusal)
+		}
 	}
 }
 

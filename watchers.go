@@ -9,14 +9,21 @@ import (
 // grant that lets it see the members.
 type watcher subscription
 
-// watch makes s receive the topic's presence. Without a grant it is Go code
-// that has subscribed the client. The shard's lock is held.
-func (p *presence) watch(shard *hubShard, s *subscription, g *grant) {
+// enlist makes s receive the topic's presence, from the next flush on. Without
+// a grant it is Go code that has subscribed the client. The shard's lock is
+// held, and a call of show follows.
+func (p *presence) enlist(shard *hubShard, s *subscription, g *grant) {
 	s.watching, s.watch = true, g
 	tm := p.members(shard, s.topic)
 	tm.watchers[s] = struct{}{}
 	s.due, tm.due = true, true
-	p.changed(shard, tm)
+}
+
+// show flushes for a watcher who has just come. The shard's lock is held.
+func (p *presence) show(shard *hubShard, s *subscription) {
+	if s.watching {
+		p.changed(shard, shard.members[s.topic])
+	}
 }
 
 // unwatch is the end of it. The shard's lock is held.
@@ -290,7 +297,7 @@ func (c *client) unwatch(s *subscription) {
 }
 
 // rewatch takes over what a request has found out about the presence option of
-// a subscription that stays or has just come. It expects c.subsMu to be held.
+// a subscription that stays. It expects c.subsMu to be held.
 func (c *client) rewatch(s *subscription, a *admission) {
 	switch {
 	case a.watch != nil && s.watch == a.watch:
@@ -306,9 +313,14 @@ func (c *client) rewatch(s *subscription, a *admission) {
 		if s.watching {
 			c.unwatch(s)
 		}
-		if !s.refused {
-			s.refused = c.enqueue(newFrame(control{Type: "presence_denied", Topic: s.topic, Code: a.refusal.code, Message: a.refusal.message}.onKey(s.key, true)))
-		}
+		c.refuse(s, a.refusal)
 	}
-	a.watch = nil
+}
+
+// refuse tells, once, that the members are not for this client. It expects
+// c.subsMu to be held.
+func (c *client) refuse(s *subscription, d *denial) {
+	if !s.refused {
+		s.refused = c.enqueue(newFrame(control{Type: "presence_denied", Topic: s.topic, Code: d.code, Message: d.message}.onKey(s.key, true)))
+	}
 }
