@@ -27,7 +27,7 @@ var imports = map[string]string{
 	"types":  "github.com/pocketbase/pocketbase/tools/types",
 }
 
-var declaration = regexp.MustCompile(`(?m)^(\w+) :=`)
+var declaration = regexp.MustCompile(`(?m)^(\w+)(?:, err)? :=`)
 
 // goFile makes a Go file of a block: what is no file becomes declarations, or
 // the body of a function with the parameters that the pages use.
@@ -44,7 +44,7 @@ func (b block) goFile() string {
 		for _, match := range declaration.FindAllStringSubmatch(b.text, -1) {
 			body += "_ = " + match[1] + "\n"
 		}
-		body = "func _(app core.App, e *core.RequestEvent, record *core.Record, topic string, data any) {\n" + body + "}\n"
+		body = "func _(app core.App, e *core.RequestEvent, record *core.Record, topic string, data any) error {\n" + body + "return nil\n}\n"
 	}
 	for name, path := range imports {
 		if regexp.MustCompile(`\b` + name + `\.`).MatchString(body) {
@@ -86,7 +86,7 @@ func TestDocsGoCompiles(t *testing.T) {
 			args = append(args, "./docs_snippets/"+name)
 		}
 	}
-	for path, least := range map[string]int{"README.md": 5, "docs/messages.md": 1, recoveryPage: 2} {
+	for path, least := range map[string]int{"README.md": 5, "docs/messages.md": 1, recoveryPage: 2, "docs/presence.md": 3} {
 		require.GreaterOrEqual(t, inPage[path], least, path)
 	}
 

@@ -271,7 +271,7 @@ func TestDocsBringTheCollectionBack(t *testing.T) {
 		require.NoError(t, err)
 		r := s.request(http.MethodPost, "/api/sql", newSuperuser(t, app), string(body))
 		require.Equal(t, 200, r.status, r.body)
-		require.Contains(t, r.body, `"affectedRows":1`)
+		require.Contains(t, r.body, `"affectedRows":2`)
 		require.NoError(t, app.RunAllMigrations()) // as the next start does
 	}
 	bringBack := func(t *testing.T, app core.App, s *server) {

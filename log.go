@@ -126,9 +126,9 @@ func (p *Plugin) logRevoked(g *grant, o outcome) {
 		attrs = append(attrs, "error", o.denial.cause.Error())
 	}
 
-	what := "Took a topic back from its subscribers"
 	if g.key.action == actionPresence {
-		what = "Took the members of a topic back from those who watched them"
+		log("Took the members of a topic back from those who watched them", attrs...)
+		return
 	}
-	log(what, attrs...)
+	log("Took a topic back from its subscribers", attrs...)
 }

@@ -31,8 +31,10 @@
 //     messages and bytes; a client that does not keep up is closed.
 //  7. Transactions. [Notify] inside a transaction sends after the commit; a
 //     rollback sends nothing.
-//  8. Bounded. Topics, payloads and queues have limits, with the defaults that
-//     [Config] documents.
+//  8. Presence. What a watcher is told of a topic's members adds up to those
+//     there are, in order with the messages. Who may not be there is not shown.
+//  9. Bounded. Topics, payloads, queues and what is told of members have limits,
+//     with the defaults that [Config] documents.
 //
 // # Concurrency
 //
