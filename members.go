@@ -25,7 +25,6 @@ type topicMembers struct {
 	changed map[memberKey]memberChange
 	flushed time.Time
 	queued  bool // a flush is
-	due     bool // a watcher waits for its snapshot
 
 	size     int      // of the members' JSON
 	counting bool     // there are so many that watchers get their number only

@@ -25,8 +25,8 @@ type savedMember struct {
 
 // save puts on the disk what has changed. It does not block.
 func (p *presence) save(topic string, c changes) {
-	if p.disk == nil {
-		return
+	if p.disk == nil || p.grace == 0 {
+		return // nobody comes back
 	}
 	for _, list := range [][]*member{c.joined, c.updated} {
 		for _, m := range list {
@@ -153,6 +153,9 @@ func (p *presence) place(saved savedMember, id *identity, g *grant, until time.T
 	m.attendees = []*attendee{a}
 	tm.byKey[saved.key] = m
 	tm.mark(m, true) // so that it is on the disk as one of this run
+	for s := range tm.watchers {
+		s.due = true // it could not be read before
+	}
 	p.grants.hold(g, a)
 	p.linger(a, until)
 	tm.refresh(m, id)

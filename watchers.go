@@ -9,20 +9,26 @@ import (
 // grant that lets it see the members.
 type watcher subscription
 
-// enlist makes s receive the topic's presence, from the next flush on. Without
-// a grant it is Go code that has subscribed the client. The shard's lock is
-// held, and a call of show follows.
+// enlist makes s receive the topic's presence, or makes it do so by another
+// grant. Without one it is Go code that has subscribed the
+// client. The shard's lock is held, and a call of show follows.
 func (p *presence) enlist(shard *hubShard, s *subscription, g *grant) {
-	s.watching, s.watch = true, g
+	s.watch = g
+	if s.watching {
+		return
+	}
+	s.watching = true
 	tm := p.members(shard, s.topic)
 	tm.watchers[s] = struct{}{}
-	s.due, tm.due = true, true
+	s.due = true
 }
 
-// show flushes for a watcher who has just come. The shard's lock is held.
+// show lets a watcher who has just come have the snapshot: now, unless there are
+// changes whose turn comes. The shard's lock is held.
 func (p *presence) show(shard *hubShard, s *subscription) {
 	if s.watching {
 		p.changed(shard, shard.members[s.topic])
+		p.retry(shard, s)
 	}
 }
 
@@ -68,7 +74,7 @@ func (s *subscription) mayShow(now int64) bool {
 // changed flushes what has changed, now or when it is the topic's turn. The
 // shard's lock is held.
 func (p *presence) changed(shard *hubShard, tm *topicMembers) {
-	if tm.queued || len(tm.changed) == 0 && !tm.due {
+	if tm.queued || len(tm.changed) == 0 {
 		return
 	}
 	now := time.Now()
@@ -100,7 +106,7 @@ func (p *presence) flushQueued(topic string) {
 // The shard's lock is held.
 func (p *presence) flush(shard *hubShard, tm *topicMembers, now time.Time) {
 	c := tm.takeChanges()
-	tm.flushed, tm.due = now, false
+	tm.flushed = now
 	p.save(tm.topic, c)
 	p.call(tm.topic, c)
 
@@ -303,11 +309,12 @@ func (c *client) rewatch(s *subscription, a *admission) {
 	case a.watch != nil && s.watch == a.watch:
 		c.grants.release(a.watch) // held already
 	case a.watch != nil:
-		if s.watching {
-			c.unwatch(s)
-		}
+		old := s.watch
 		c.hub.watch(s, a.watch)
 		c.grants.hold(a.watch, (*watcher)(s))
+		if old != nil {
+			c.grants.drop(old, (*watcher)(s))
+		}
 		s.refused = false
 	case a.refusal != nil:
 		if s.watching {
