@@ -1,7 +1,6 @@
 package topics
 
 import (
-	"container/heap"
 	"context"
 	"strings"
 	"sync"
@@ -47,12 +46,6 @@ type presence struct {
 	endings  deadlines
 	occupied map[string]*occupancy
 	restored map[string]struct{} // topics, while restoring
-}
-
-// occupancy is a topic with subscribers, or whose last one has gone lately.
-type occupancy struct {
-	topic  string
-	ending *deadline // nil while there are subscribers
 }
 
 func newPresence(hub *hub, grants *grants, calls *hookCalls, disk *disk, config Config) *presence {
@@ -281,65 +274,6 @@ func (p *presence) call(topic string, c changes) {
 	}
 }
 
-// run ends graces, and flushes what was put off.
-func (p *presence) run() {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-
-	for {
-		timer.Reset(p.next())
-		select {
-		case <-p.stop:
-			return
-		case <-p.wake:
-		case <-timer.C:
-		}
-
-		now := time.Now()
-		for _, d := range p.take(now) {
-			switch {
-			case d.attendee != nil:
-				p.ended(d.attendee, now)
-			case d.occupancy != nil:
-				p.calls.add(call{kind: callVacated, topic: d.occupancy.topic})
-			case d.restored:
-				p.endRestore()
-			default:
-				p.flushQueued(d.flush)
-			}
-		}
-	}
-}
-
-// next is how long the goroutine may sleep.
-func (p *presence) next() time.Duration {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-
-	if len(p.endings) == 0 {
-		return time.Hour
-	}
-	return max(time.Until(p.endings[0].at), 0)
-}
-
-// take returns what is over.
-func (p *presence) take(now time.Time) (ended []*deadline) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-
-	for len(p.endings) > 0 && !p.endings[0].at.After(now) {
-		d := heap.Pop(&p.endings).(*deadline)
-		switch {
-		case d.attendee != nil:
-			d.attendee.ending = nil
-		case d.occupancy != nil:
-			delete(p.occupied, d.occupancy.topic)
-		}
-		ended = append(ended, d)
-	}
-	return ended
-}
-
 func (p *presence) ended(a *attendee, now time.Time) {
 	shard := p.hub.shard(a.topic)
 	shard.mu.Lock()
@@ -348,92 +282,4 @@ func (p *presence) ended(a *attendee, now time.Time) {
 	if a.member != nil && !a.ends.IsZero() && !a.ends.After(now) {
 		p.leave(shard, a)
 	}
-}
-
-func (p *presence) wakeUp() {
-	p.start.Do(func() { p.running.Go(p.run) })
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-}
-
-// occupy notes that a topic has subscribers, if the app wants to know. The
-// shard's lock is held.
-func (p *presence) occupy(topic string) {
-	if !p.calls.wantsTopics() {
-		return
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-
-	if o := p.occupied[topic]; o != nil {
-		p.cancel(o.ending)
-		o.ending = nil
-		return
-	}
-	p.occupied[topic] = &occupancy{topic: topic}
-	p.calls.add(call{kind: callOccupied, topic: topic})
-}
-
-// vacate notes that a topic has lost its last subscriber. The shard's lock is
-// held.
-func (p *presence) vacate(topic string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-
-	if o := p.occupied[topic]; o != nil {
-		o.ending = p.at(time.Now().Add(p.grace))
-		o.ending.occupancy = o
-		p.wakeUp()
-	}
-}
-
-// deadline is the end of a grace (an attendee's, a topic's, or that after the
-// start), or else the time of a flush.
-type deadline struct {
-	at        time.Time
-	index     int // in the heap
-	attendee  *attendee
-	occupancy *occupancy
-	flush     string // topic
-	restored  bool   // members from before the start are not looked for any more
-}
-
-// at expects p.mu to be held.
-func (p *presence) at(t time.Time) *deadline {
-	d := &deadline{at: t}
-	heap.Push(&p.endings, d)
-	return d
-}
-
-// cancel expects p.mu to be held. d may be nil.
-func (p *presence) cancel(d *deadline) {
-	if d != nil {
-		heap.Remove(&p.endings, d.index)
-	}
-}
-
-// deadlines implement [heap.Interface], the next one first.
-type deadlines []*deadline
-
-func (d deadlines) Len() int           { return len(d) }
-func (d deadlines) Less(i, j int) bool { return d[i].at.Before(d[j].at) }
-func (d deadlines) Swap(i, j int) {
-	d[i], d[j] = d[j], d[i]
-	d[i].index, d[j].index = i, j
-}
-
-func (d *deadlines) Push(x any) {
-	item := x.(*deadline)
-	item.index = len(*d)
-	*d = append(*d, item)
-}
-
-func (d *deadlines) Pop() any {
-	last := len(*d) - 1
-	item := (*d)[last]
-	(*d)[last] = nil
-	*d = (*d)[:last]
-	return item
 }

@@ -431,30 +431,3 @@ func (gs *grants) decideFor(g *grant) *denial {
 }
 
 const forever = math.MaxInt64
-
-func (r reads) equal(other reads) bool {
-	if r.clock != other.clock || r.everything != other.everything || len(r.tables) != len(other.tables) {
-		return false
-	}
-	return len(r.without(other).tables) == 0
-}
-
-// without returns the reads that other does not have.
-func (r reads) without(other reads) reads {
-	left := reads{everything: r.everything && !other.everything}
-	for _, t := range r.tables {
-		if !containsTable(other.tables, t) {
-			left.tables = append(left.tables, t)
-		}
-	}
-	return left
-}
-
-func containsTable(tables []tableRead, t tableRead) bool {
-	for _, other := range tables {
-		if t.equal(other) {
-			return true
-		}
-	}
-	return false
-}

@@ -13,15 +13,6 @@ import (
 	"github.com/pocketbase/pocketbase/tools/security"
 )
 
-// retention bounds a topic's history. The zero value keeps none.
-type retention struct {
-	messages int
-	bytes    int
-	age      time.Duration // 0 for no limit
-}
-
-func (r retention) keeps() bool { return r.messages > 0 }
-
 // topicLog is the history of one topic, guarded by its shard's lock.
 //
 // An epoch is the life of a log: its offsets count on without a hole. The
@@ -195,14 +186,6 @@ func (h *history) run() {
 	}
 }
 
-// bounds returns what a definition keeps, within the config's limits.
-func (h *history) bounds(d *definition) retention {
-	if d == nil || d.history <= 0 {
-		return retention{}
-	}
-	return retention{messages: min(d.history, h.messages), bytes: h.bytes, age: d.historyTTL}
-}
-
 // open makes sure that the topic has a log, which may have to be read from
 // the disk. It is called before the topic's lock is taken.
 func (h *history) open(app core.App, topic string, r retention) error {
@@ -348,23 +331,6 @@ func (h *history) sweep(now time.Time) {
 			shard.mu.Unlock()
 		}
 	}
-}
-
-// retentionOf returns what is kept of a topic: nothing if its rule cannot be
-// found.
-func (p *Plugin) retentionOf(topic string) retention {
-	set := p.rules.current.Load()
-	if set == nil || set.generation != p.rules.generation.Load() {
-		app := p.outerApp()
-		if app == nil {
-			return retention{}
-		}
-		var err error
-		if set, err = p.rules.load(app); err != nil {
-			return retention{}
-		}
-	}
-	return p.history.bounds(set.tree.find(topic))
 }
 
 // openHistory makes the topic's log and the subscriber's position ready to be

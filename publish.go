@@ -1,0 +1,253 @@
+package topics
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	validation "github.com/pocketbase/ozzo-validation/v4"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/router"
+)
+
+// publication is one message of a publish request.
+type publication struct {
+	message Message
+	body    map[string]any // @request.body
+	field   func(validation.Errors) validation.Errors
+
+	idempotencyKey string
+}
+
+// handlePublish sends one message, or many: all of them or, when one is
+// refused, none.
+func (p *Plugin) handlePublish(e *core.RequestEvent, limit func(*core.RequestEvent, string) error) error {
+	publications, many, err := p.readPublications(e)
+	if err != nil {
+		return err
+	}
+
+	info, err := requestInfo(e, e.Request.Method, nil)
+	if err != nil {
+		return e.BadRequestError("", err)
+	}
+
+	for _, pub := range publications {
+		if err := limit(e, publishLabel); err != nil {
+			return err
+		}
+		if d := p.decidePublish(e, pub, info); d != nil {
+			p.logDenial(e.App, pub.message.Topic, e.Auth, actionPublish, d)
+			faults := pub.field(validation.Errors{"topic": d.fieldError()})
+			return router.NewApiError(d.status(), d.message, faults)
+		}
+	}
+
+	answers := make([]published, len(publications))
+	for i, pub := range publications {
+		if answers[i].ID, err = p.publishOnce(e, pub); err != nil {
+			return e.InternalServerError("Failed to publish.", err)
+		}
+	}
+
+	if !many {
+		return e.JSON(http.StatusOK, answers[0])
+	}
+	return e.JSON(http.StatusOK, map[string]any{"messages": answers})
+}
+
+// published is the answer for one message. Its id is empty if the topic keeps
+// no history, or if the message waits for the end of a transaction.
+type published struct {
+	ID string `json:"id"`
+}
+
+// publishOnce sends a message, unless it was sent with the same idempotency
+// key before.
+func (p *Plugin) publishOnce(e *core.RequestEvent, pub publication) (string, error) {
+	m := pub.message
+	m.Time = time.Now()
+	if e.Auth != nil {
+		m.Sender = &Sender{ID: e.Auth.Id, Collection: e.Auth.Collection().Name}
+	}
+	send := func() (string, error) {
+		id := ""
+		if _, atOnce := p.config.Broker.(*localBroker); atOnce && !e.App.IsTransactional() {
+			m.id = &id
+		}
+		err := p.send(e.App, m)
+		return id, err
+	}
+	if pub.idempotencyKey == "" {
+		return send()
+	}
+
+	key := repeatKey{topic: m.Topic, key: pub.idempotencyKey}
+	if e.Auth != nil {
+		key.collection, key.sender = e.Auth.Collection().Id, e.Auth.Id
+	}
+	return p.repeats.once(key, send)
+}
+
+func (p *Plugin) decidePublish(e *core.RequestEvent, pub publication, info *core.RequestInfo) *denial {
+	if reservedTopic(e.App, pub.message.Topic) {
+		return denyReserved()
+	}
+
+	own := *info
+	own.Body = pub.body
+	return p.decide(e.App, actionPublish, pub.message.Topic, askerOf(&own))
+}
+
+// readPublications reads the body as {topic, data, …} or as
+// {messages: [...]} of such objects.
+func (p *Plugin) readPublications(e *core.RequestEvent) (publications []publication, many bool, err error) {
+	raw, err := io.ReadAll(e.Request.Body)
+	if err != nil {
+		return nil, false, err // of the body limit
+	}
+
+	body, err := readObject(raw)
+	if err != nil {
+		return nil, false, e.BadRequestError("The body must be a JSON object.", validation.Errors{
+			"body": validation.NewError(codeBodyInvalid, "Must be a JSON object with topic and data, or with messages."),
+		})
+	}
+
+	list, many := body["messages"]
+	if !many {
+		pub, faults := p.readPublication(raw)
+		if faults != nil {
+			return nil, false, e.BadRequestError("Failed to publish.", faults)
+		}
+		pub.field = func(faults validation.Errors) validation.Errors { return faults }
+		return []publication{pub}, false, nil
+	}
+
+	var items []json.RawMessage
+	if err := json.Unmarshal(list, &items); err != nil || len(items) == 0 {
+		return nil, true, e.BadRequestError("Failed to publish.", validation.Errors{
+			"messages": validation.NewError(codeMessagesInvalid, "Must be an array of at least one message."),
+		})
+	}
+	if limit := p.config.MaxPublishMessages; len(items) > limit {
+		return nil, true, e.BadRequestError("Failed to publish.", validation.Errors{
+			"messages": validation.NewError(codeTooManyMessages, fmt.Sprintf("Must not have more than %d messages.", limit)),
+		})
+	}
+
+	for i, item := range items {
+		at := func(faults validation.Errors) validation.Errors {
+			return validation.Errors{"messages": validation.Errors{strconv.Itoa(i): faults}}
+		}
+		pub, faults := p.readPublication(item)
+		if faults != nil {
+			return nil, true, e.BadRequestError("Failed to publish.", at(faults))
+		}
+		pub.field = at
+		publications = append(publications, pub)
+	}
+	return publications, true, nil
+}
+
+// readObject reads a JSON object by its exact keys. (A struct would also take
+// "Topic" for "topic", and then the rule would see another topic than the one
+// that is published to.)
+func readObject(raw []byte) (map[string]json.RawMessage, error) {
+	if !utf8.Valid(raw) {
+		return nil, errors.New("not valid UTF-8")
+	}
+	var object map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &object); err != nil {
+		return nil, err
+	}
+	if object == nil {
+		return nil, errors.New("null")
+	}
+	return object, nil
+}
+
+func (p *Plugin) readPublication(raw json.RawMessage) (publication, validation.Errors) {
+	fields, err := readObject(raw)
+	if err != nil {
+		return publication{}, validation.Errors{"body": validation.NewError(codeBodyInvalid, "Must be a JSON object with topic and data.")}
+	}
+
+	pub := publication{body: make(map[string]any, len(fields))}
+	for name, value := range fields {
+		var v any
+		if err := json.Unmarshal(value, &v); err != nil {
+			return publication{}, validation.Errors{"body": validation.NewError(codeBodyInvalid, "Has a number that is out of range.")}
+		}
+		pub.body[name] = v
+	}
+
+	faults := validation.Errors{}
+
+	topic, isText := pub.body["topic"].(string)
+	if !isText || topic == "" {
+		faults["topic"] = validation.NewError(codeTopicRequired, "Must be the topic's name.")
+	}
+	pub.message.Topic = topic
+
+	if except, given := pub.body["except"]; given {
+		if pub.message.Except, isText = except.(string); !isText {
+			faults["except"] = validation.NewError(codeBodyInvalid, "Must be the id of a realtime client.")
+		}
+	}
+
+	if event, given := pub.body["event"]; given {
+		if pub.message.Event, isText = event.(string); !isText || !validEvent(pub.message.Event) {
+			faults["event"] = validation.NewError(codeEventInvalid, fmt.Sprintf("Must be a text of at most %d bytes.", maxEvent))
+		}
+	}
+
+	if key, given := pub.body["idempotencyKey"]; given {
+		if pub.idempotencyKey, isText = key.(string); !isText || pub.idempotencyKey == "" || len(pub.idempotencyKey) > maxIdempotencyKey {
+			faults["idempotencyKey"] = validation.NewError(codeKeyInvalid, fmt.Sprintf("Must be a text of 1 to %d bytes.", maxIdempotencyKey))
+		}
+	}
+
+	if data, given := fields["data"]; !given {
+		faults["data"] = validation.NewError(codePayloadRequired, "Must be what is sent: any JSON value.")
+	} else if pub.message.Data, err = compact(data); err == nil {
+		err = p.checkPayload(pub.message.Data)
+		if err != nil {
+			faults["data"] = p.payloadFault(err)
+		}
+	} else {
+		faults["data"] = p.payloadFault(err)
+	}
+
+	if len(faults) > 0 {
+		return publication{}, faults
+	}
+	return pub, nil
+}
+
+// compact makes one line of JSON without changing its numbers or key order.
+func compact(raw []byte) ([]byte, error) {
+	var line bytes.Buffer
+	line.Grow(len(raw))
+	if err := json.Compact(&line, raw); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidPayload, err)
+	}
+	return line.Bytes(), nil
+}
+
+func (p *Plugin) payloadFault(err error) validation.Error {
+	switch {
+	case errors.Is(err, ErrPayloadTooLarge):
+		return validation.NewError(codePayloadTooLarge, fmt.Sprintf("Must not be longer than %d bytes of JSON.", p.config.MaxPayload))
+	case errors.Is(err, ErrReservedPayload):
+		return validation.NewError(codePayloadReserved, `May not have the top-level key "@topics".`)
+	default:
+		return validation.NewError(codePayloadInvalid, "Must be valid JSON.")
+	}
+}
