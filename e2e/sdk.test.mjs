@@ -348,12 +348,13 @@ describe("with the example app", () => {
     assert.equal(bobs.topic, LOBBY_TOPIC);
     assert.equal(bobs.subscribe.allowed, true);
     assert.equal(bobs.publish.allowed, true);
-    assert.equal(bobs.presence.allowed, false);
+    assert.equal(bobs.presence.allowed, true);
 
     for (const pb of [eve, guest]) {
-      const { subscribe, publish } = await access(pb, LOBBY_TOPIC);
+      const { subscribe, publish, presence } = await access(pb, LOBBY_TOPIC);
       assert.deepEqual([subscribe.allowed, subscribe.code], [false, "topic_denied"]);
       assert.deepEqual([publish.allowed, publish.code], [false, "topic_denied"]);
+      assert.deepEqual([presence.allowed, presence.code], [false, "topic_denied"]);
       assert.match(subscribe.message, /\S/);
     }
 

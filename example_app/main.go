@@ -11,6 +11,7 @@ package main
 
 import (
 	"log"
+	"os"
 
 	"github.com/pbtopics/topics"
 	"github.com/pocketbase/pocketbase"
@@ -20,7 +21,14 @@ import (
 func main() {
 	app := pocketbase.New()
 
-	register(app)
+	var config topics.Config
+	app.RootCmd.PersistentFlags().DurationVar(&config.PresenceGrace, "grace", 0,
+		"how long a member stays after the last connection has gone, 0 for the plugin's default")
+	if err := app.RootCmd.ParseFlags(os.Args[1:]); err != nil {
+		log.Fatal(err)
+	}
+
+	register(app, config)
 
 	if err := app.Start(); err != nil {
 		log.Fatal(err)
@@ -28,8 +36,8 @@ func main() {
 }
 
 // register adds everything of the example to app.
-func register(app core.App) {
-	topics.MustRegister(app, topics.Config{})
+func register(app core.App, config topics.Config) {
+	topics.MustRegister(app, config)
 
 	bindNotify(app)
 	bindRooms(app)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pbtopics/topics"
 	"github.com/pbtopics/topics/migrations"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
@@ -20,7 +21,7 @@ func newApp(t testing.TB) *tests.TestApp {
 
 	app, err := tests.NewTestApp(t.TempDir())
 	require.NoError(t, err)
-	register(app)
+	register(app, topics.Config{})
 
 	return app
 }
@@ -70,6 +71,7 @@ func TestSeed(t *testing.T) {
 			"room/{id}":     {`"members.id ?= @request.auth.id"`, `"members.id ?= @request.auth.id"`},
 			"user/{id}":     {`"@request.auth.id != \"\" && @request.auth.collectionName = \"users\" && @topic.id = @request.auth.id"`, `null`},
 		}, got)
+		requireRoomPresence(t, app, true, `"members.id ?= @request.auth.id"`, "name")
 
 		superusers, err := app.CountRecords(core.CollectionNameSuperusers)
 		require.NoError(t, err)
@@ -80,6 +82,7 @@ func TestSeed(t *testing.T) {
 
 	// a second run, now with the plugin's validation, leaves everything as it is
 	require.NoError(t, seed(app))
+	require.NoError(t, seedPresence(app))
 	check()
 
 	// the seeded rules are valid
@@ -88,6 +91,69 @@ func TestSeed(t *testing.T) {
 	for _, rule := range rules {
 		require.NoError(t, app.Validate(rule), rule.GetString("pattern"))
 	}
+}
+
+func findRoomRule(t testing.TB, app core.App) *core.Record {
+	t.Helper()
+
+	rule, err := app.FindFirstRecordByData(migrations.CollectionID, "pattern", roomPattern)
+	require.NoError(t, err)
+
+	return rule
+}
+
+func requireRoomPresence(t testing.TB, app core.App, presence bool, rule, fields string) {
+	t.Helper()
+
+	got := findRoomRule(t, app)
+	require.Equal(t, presence, got.GetBool("presence"))
+	require.Equal(t, rule, got.GetString("presenceRule"))
+	require.Equal(t, fields, got.GetString("presenceFields"))
+}
+
+// A data folder from before the rooms had presence gets it, unless somebody has
+// made the rule their own.
+func TestSeedPresence(t *testing.T) {
+	app := newApp(t)
+	defer app.Cleanup()
+
+	const members = `"members.id ?= @request.auth.id"`
+	before := map[string]any{"presence": false, "presenceRule": nil, "presenceFields": ""}
+
+	for _, scenario := range []struct {
+		name   string
+		change map[string]any
+
+		presence     bool
+		rule, fields string
+	}{
+		{"as it was seeded", nil, true, members, "name"},
+		{"with an own rule for the members", map[string]any{"presenceRule": ""}, false, `""`, ""},
+		{"with an own rule for subscribing", map[string]any{"subscribeRule": ""}, false, "null", ""},
+		{"with another pattern", map[string]any{"pattern": "chat/{id}"}, false, "null", ""},
+	} {
+		t.Run(scenario.name, func(t *testing.T) {
+			rule := findRoomRule(t, app)
+			original := rule.FieldsData()
+			rule.Load(before)
+			rule.Load(scenario.change)
+			require.NoError(t, app.Save(rule))
+
+			require.NoError(t, seedPresence(app))
+
+			got, err := app.FindRecordById(migrations.CollectionID, rule.Id)
+			require.NoError(t, err)
+			require.Equal(t, scenario.presence, got.GetBool("presence"))
+			require.Equal(t, scenario.rule, got.GetString("presenceRule"))
+			require.Equal(t, scenario.fields, got.GetString("presenceFields"))
+
+			got.Load(original)
+			require.NoError(t, app.Save(got))
+		})
+	}
+
+	require.NoError(t, app.Delete(findRoomRule(t, app)))
+	require.NoError(t, seedPresence(app), "without the rule")
 }
 
 func TestRoutes(t *testing.T) {

@@ -18,6 +18,8 @@ const (
 	lobbyID      = "lobby0000000001"
 	demoPassword = "topics-demo"
 
+	roomPattern = "room/{id}"
+
 	// memberRule is evaluated on a record of rooms: whoever is a member.
 	memberRule = "members.id ?= @request.auth.id"
 )
@@ -26,6 +28,8 @@ func init() {
 	// A migration runs once for a data directory: that is the "first start".
 	// Its name sorts after the one that creates the topic rules collection.
 	core.AppMigrations.Register(seed, nil, "1763900000_example_app_seed.go")
+	// What came to the example later, also for older data directories.
+	core.AppMigrations.Register(seedPresence, nil, "1764000000_example_app_presence.go")
 }
 
 // seed creates the demo data. What is already there is left as it is.
@@ -133,7 +137,7 @@ func seedTopics(app core.App) error {
 			"description":   "Everybody may listen; only the server and superusers speak.",
 		},
 		{
-			"pattern":       "room/{id}",
+			"pattern":       roomPattern,
 			"collection":    roomsCollection,
 			"subscribeRule": memberRule,
 			"publishRule":   memberRule,
@@ -162,4 +166,33 @@ func seedTopics(app core.App) error {
 	}
 
 	return nil
+}
+
+// seedPresence lets the members of a room see who of them is there. A rule that
+// somebody has changed is left as it is.
+func seedPresence(app core.App) error {
+	rule, err := app.FindFirstRecordByData(migrations.CollectionID, "pattern", roomPattern)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+
+	var subscribe, presence *string
+	if err := errors.Join(
+		rule.UnmarshalJSONField("subscribeRule", &subscribe),
+		rule.UnmarshalJSONField("presenceRule", &presence),
+	); err != nil {
+		return err
+	}
+	if rule.GetString("collection") != roomsCollection || subscribe == nil || *subscribe != memberRule || presence != nil {
+		return nil
+	}
+
+	rule.Set("presence", true)
+	rule.Set("presenceRule", memberRule)
+	rule.Set("presenceFields", "name")
+
+	return app.Save(rule)
 }
