@@ -147,6 +147,7 @@ async function signOut() {
   pb.authStore.clear();
 
   refused = null;
+  leavePresence();
   for (const id of ["messages", "members", "others"]) el(id).replaceChildren();
   for (const id of ["send-error", "people-result", "login-error"]) el(id).textContent = "";
   el("personal").hidden = true;
@@ -181,7 +182,10 @@ let seen = new Set(); // the ids of the messages that are shown
 async function joinRoom() {
   await pb.realtime.unsubscribe(ROOM_TOPIC); // with whatever options
   refused = null;
+  leavePresence();
   await pb.realtime.subscribe(ROOM_TOPIC, onRoomEvent, {
+    presence: true,
+    ...(document.hidden ? {} : { state: stateOfTab() }),
     replay: 50,
     // Under this id the server knows how far this page has come. It is another
     // one each time the page enters, and the same when the SDK reconnects.
@@ -192,7 +196,7 @@ async function joinRoom() {
 }
 
 // onRoomEvent gets messages and the server's own notices in envelopes, because
-// of the resume option.
+// of the options.
 function onRoomEvent(event) {
   switch (event.type) {
     case "message":
@@ -200,7 +204,9 @@ function onRoomEvent(event) {
       if (!seen.has(event.id)) showMessage(event);
       seen.add(event.id);
       break;
-    case "ready":
+    case "ready": // also after each reconnect, when the server does not know our state
+      self = event.member;
+      tellState();
       if (event.resumed) break;
       seen = new Set();
       el("messages").replaceChildren();
@@ -216,8 +222,11 @@ function onRoomEvent(event) {
       refused = { ...event, title: titleOf(event) };
       leaving = false;
       el("personal").hidden = true;
+      leavePresence();
       refreshRoom();
       break;
+    default:
+      onPresence(event);
   }
 }
 
@@ -367,10 +376,125 @@ async function addMember(email, name = email) {
 }
 
 async function send(text) {
+  stopTyping();
   await pb.send("/api/topics/publish", {
     method: "POST",
     body: { topic: ROOM_TOPIC, data: { text, from: pb.authStore.record.name } },
   });
+}
+
+// -------------------------------------------------------------------- presence
+
+// Who is in the room right now, which is not who may be: those are the members
+// of the room, listed beside it.
+
+const TYPING_MS = 2000;
+
+const present = new Map(); // what the server tells of each
+let self; // our own id in there, while we are in the room
+let typing = 0; // the timer that ends it
+
+function onPresence({ type, count, members = [], message, code }) {
+  const key = ({ collection, id }) => collection + "/" + id;
+
+  switch (type) {
+    case "presence": // everybody, or only their number when there are very many
+      present.clear();
+      for (const member of members) present.set(key(member), member);
+      break;
+    case "join":
+    case "update":
+      for (const member of members) present.set(key(member), member);
+      break;
+    case "leave":
+      for (const member of members) present.delete(key(member));
+      break;
+    case "presence_denied":
+    case "presence_revoked":
+      present.clear();
+      showPresent(`${message} (${code})`);
+      return;
+    default:
+      return;
+  }
+  showPresent(`${count} here now`);
+}
+
+function showPresent(summary) {
+  const all = [...present.values()]
+    .map(({ id, record, state }) => ({ name: record?.name || "Somebody", me: id === self, state }))
+    .sort((a, b) => b.me - a.me || a.name.localeCompare(b.name));
+  const typists = all.filter(({ me, state }) => !me && state?.typing).map(({ name }) => name);
+
+  el("presence").hidden = false;
+  if (el("present-count").textContent !== summary) el("present-count").textContent = summary;
+  el("present").replaceChildren(
+    ...all.map(({ name, me, state }) => {
+      const line = document.createElement("li");
+      line.dataset.state = state ? "active" : "away";
+      line.textContent = name + (me ? " (you)" : "") + (state ? "" : " – away");
+      return line;
+    }),
+  );
+  el("typing").textContent = typingLine(typists);
+}
+
+function typingLine([first, second, ...more]) {
+  if (!first) return "";
+  if (!second) return first + " is typing…";
+  return more.length > 0 ? "Several people are typing…" : `${first} and ${second} are typing…`;
+}
+
+// leavePresence forgets who was there.
+function leavePresence() {
+  self = undefined;
+  clearTimeout(typing);
+  typing = 0;
+  present.clear();
+  el("present").replaceChildren();
+  el("typing").textContent = "";
+  el("presence").hidden = true;
+}
+
+// A tab that is looked at has a state, a hidden one has none. So the state that
+// is shown is that of the tab in use, and somebody without any state is away,
+// whatever number of tabs there is.
+const stateOfTab = () => (document.hidden ? null : { typing: typing > 0 });
+
+// tellState sends the state as it is when its turn comes: one request after the
+// other, since the last one counts. What fails is sent again with the next
+// "ready".
+let telling = Promise.resolve();
+function tellState() {
+  telling = telling
+    .then(async () => {
+      if (!self || !pb.realtime.isConnected) return;
+      await pb.send("/api/topics/presence", {
+        method: "POST",
+        body: { topic: ROOM_TOPIC, clientId: pb.realtime.clientId, state: stateOfTab() },
+      });
+    })
+    .catch((error) => console.debug("the state was not sent", error));
+}
+
+function onTyping() {
+  const before = typing;
+  clearTimeout(before);
+  typing = setTimeout(stopTyping, TYPING_MS);
+  if (!before) tellState();
+}
+
+function stopTyping() {
+  if (!typing) return;
+  clearTimeout(typing);
+  typing = 0;
+  tellState();
+}
+
+function onVisibility() {
+  stopTyping();
+  // a page that is hidden because it is reloaded is not away
+  setTimeout(tellState, document.hidden ? 1000 : 0);
 }
 
 // ------------------------------------------------- announcements and personal
@@ -485,6 +609,9 @@ el("leave").addEventListener("click", async () => {
     el("send-error").textContent = explain(error);
   }
 });
+
+el("text").addEventListener("input", onTyping);
+document.addEventListener("visibilitychange", onVisibility);
 
 onSubmit("send-form", "text", "send-error", send);
 onSubmit("invite-form", "invite-email", "people-result", (email) => addMember(email));
