@@ -18,7 +18,7 @@ before(async () => {
 
 // a server for each test: rooms remember what was said
 beforeEach(async () => {
-  server = await startExample();
+  server = await startExample({ args: ["--grace", "2s"] });
   const { email, password } = await server.superuser();
   admin = await client(server.url);
   await admin.collection("_superusers").authWithPassword(email, password);
@@ -90,6 +90,28 @@ async function people(page, members, others) {
     }
   }
 }
+
+// present waits until the page shows these in the room, its own account first.
+async function present(page, ...expected) {
+  const shown = () => page.locator("#present li").allTextContents();
+  for (const end = Date.now() + 10_000; ; await page.waitForTimeout(20)) {
+    const lines = await shown();
+    try {
+      assert.deepEqual(lines, expected);
+      break;
+    } catch (error) {
+      if (Date.now() > end) throw error;
+    }
+  }
+  assert.equal(await page.textContent("#present-count"), `${expected.length} here now`);
+}
+
+// look pretends that the tab is in front, or hidden behind another one.
+const look = (page, visible) =>
+  page.evaluate((hidden) => {
+    Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+    document.dispatchEvent(new Event("visibilitychange"));
+  }, !visible);
 
 const roomIs = (page, state) => page.locator(`#room[data-state="${state}"]`).waitFor();
 const press = (page, name) => page.getByRole("button", { name, exact: true }).click();
@@ -449,11 +471,144 @@ test("a room remembers, and a cut connection loses nothing", async () => {
   assert.deepEqual(ann.complaints, []);
 });
 
+test("the page shows who is in the room, two tabs as one", async () => {
+  const ann = await visit();
+  await signIn(ann.page, "ann");
+  await present(ann.page, "ann (you)");
+
+  const tabs = [await visit(), await visit()];
+  for (const { page } of tabs) await signIn(page, "bob");
+  for (const { page } of tabs) await present(page, "bob (you)", "ann");
+  await present(ann.page, "ann (you)", "bob");
+
+  // what the page shows from here on, however short
+  await ann.page.evaluate(() => {
+    window.shown = [];
+    new MutationObserver(() => {
+      const names = [...document.querySelectorAll("#present li")].map((line) => line.textContent);
+      if (names.length > 0 && window.shown.at(-1) !== names.join()) window.shown.push(names.join());
+    }).observe(document.getElementById("present"), { childList: true });
+  });
+
+  await tabs[0].page.context().close();
+  await tabs[1].page.reload();
+  await present(tabs[1].page, "bob (you)", "ann");
+  await tabs[1].page.click("#cut");
+  await tabs[1].page.locator("#messages li.system", { hasText: "Reconnected" }).waitFor();
+  await ann.page.waitForTimeout(2_500); // longer than the grace
+  await present(ann.page, "ann (you)", "bob");
+  const seen = await ann.page.evaluate(() => window.shown);
+  assert.deepEqual(
+    seen.filter((names) => names !== "ann (you),bob"),
+    [],
+  );
+
+  await tabs[1].page.click("#logout");
+  await present(ann.page, "ann (you)");
+  await signIn(tabs[1].page, "bob");
+  await present(ann.page, "ann (you)", "bob");
+
+  // who is removed is gone at once, and sees nobody any more
+  await press(ann.page, "Remove bob");
+  await present(ann.page, "ann (you)");
+  await roomIs(tabs[1].page, "refused");
+  assert.equal(await tabs[1].page.isVisible("#presence"), false);
+  assert.equal(await tabs[1].page.locator("#present li").count(), 0);
+
+  assert.deepEqual(ann.complaints, []);
+});
+
+test("the page shows who is typing", async () => {
+  const ann = await visit();
+  const bob = await visit();
+  const tab = await visit(); // bob's other one
+  await signIn(ann.page, "ann");
+  for (const { page } of [bob, tab]) await signIn(page, "bob");
+  const typing = (page, text) => page.locator("#typing", { hasText: text }).waitFor();
+  const nobody = (page) => page.locator("#typing:empty").waitFor({ state: "attached" });
+
+  // until a pause
+  await bob.page.locator("#text").pressSequentially("hello");
+  await typing(ann.page, "bob is typing…");
+  assert.equal(await tab.page.textContent("#typing"), "");
+  await nobody(ann.page);
+
+  // or until it is sent
+  await bob.page.locator("#text").pressSequentially(" ann");
+  await typing(ann.page, "bob is typing…");
+  await bob.page.press("#text", "Enter");
+  await lastMessage(ann.page, "hello ann");
+  await nobody(ann.page);
+
+  // both at once, and each sees the other only
+  await ann.page.locator("#text").pressSequentially("a");
+  await bob.page.locator("#text").pressSequentially("b");
+  await typing(ann.page, "bob is typing…");
+  await typing(bob.page, "ann is typing…");
+  for (const { page } of [ann, bob]) await nobody(page);
+
+  for (const { complaints } of [ann, bob, tab]) assert.deepEqual(complaints, []);
+});
+
+test("who looks at none of the tabs is away", async () => {
+  const ann = await visit();
+  const tabs = [await visit(), await visit()];
+  await signIn(ann.page, "ann");
+  for (const { page } of tabs) await signIn(page, "bob");
+  await present(ann.page, "ann (you)", "bob");
+
+  await look(tabs[0].page, false);
+  await ann.page.waitForTimeout(1_500);
+  await present(ann.page, "ann (you)", "bob");
+  await look(tabs[1].page, false);
+  await present(ann.page, "ann (you)", "bob – away");
+  await present(tabs[1].page, "bob (you) – away", "ann");
+
+  // a reconnect does not change that
+  await tabs[1].page.click("#cut");
+  await tabs[1].page.locator("#messages li.system", { hasText: "Reconnected" }).waitFor();
+  await ann.page.waitForTimeout(2_500);
+  await present(ann.page, "ann (you)", "bob – away");
+
+  await look(tabs[0].page, true);
+  await present(ann.page, "ann (you)", "bob");
+  for (const { complaints } of [ann, tabs[0]]) assert.deepEqual(complaints, []);
+});
+
+test("a page that may not see the members says so, and chats", async () => {
+  const { page, complaints } = await visit();
+  await signIn(page, "ann");
+  await present(page, "ann (you)");
+
+  const topics = admin.collection("_topics");
+  const { id } = await topics.getFirstListItem("pattern = 'room/{id}'");
+  await topics.update(id, { presenceRule: null });
+  await page.locator("#present-count", { hasText: "(presence_revoked)" }).waitFor();
+  assert.equal(await page.locator("#present li").count(), 0);
+  await say(page, "still here");
+  await lastMessage(page, "still here");
+
+  await page.reload();
+  await page.locator("#present-count", { hasText: "(topic_denied)" }).waitFor();
+  await topics.update(id, { presence: false });
+  await page.reload();
+  await page.locator("#present-count", { hasText: "(presence_disabled)" }).waitFor();
+  await say(page, "and here");
+  await lastMessage(page, "and here");
+  assert.deepEqual(complaints, []);
+});
+
 test("fits a phone", async () => {
   const { page } = await visit();
   await page.setViewportSize({ width: 360, height: 640 });
   await signIn(page, "ann");
   await people(page, ["ann", "bob"], ["eve"]);
+  await admin
+    .collection("users")
+    .update((await admin.collection("users").getFirstListItem("name = 'ann'")).id, {
+      name: "a-long-name-".repeat(20),
+    });
+  await page.locator("#present li", { hasText: "a-long-name-" }).waitFor();
   await say(page, "a-long-word-".repeat(40));
   await lastMessage(page, "a-long-word-");
   const overflow = await page.evaluate(

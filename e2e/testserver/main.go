@@ -37,10 +37,17 @@ func main() {
 			{Pattern: "log/{name}", SubscribeRule: types.Pointer(""), PublishRule: types.Pointer(""), History: 5000},
 			{Pattern: "short/{name}", SubscribeRule: types.Pointer(""), PublishRule: types.Pointer(""), History: 5},
 			{Pattern: "members/{name}", SubscribeRule: types.Pointer(signedIn), PublishRule: types.Pointer(signedIn)},
+			{
+				Pattern: "hall/{name}", SubscribeRule: types.Pointer(""), PublishRule: types.Pointer(""), History: 10,
+				Presence: true, PresenceRule: types.Pointer(`@request.auth.name != ""`), PresenceFields: []string{"name"},
+			},
 			{Pattern: "staff"}, // null rules: superusers only
 		},
 	}
-	app.RootCmd.PersistentFlags().DurationVar(&config.SweepInterval, "sweep", 0, "topics.Config.SweepInterval, -1ns for never")
+	flags := app.RootCmd.PersistentFlags()
+	flags.DurationVar(&config.SweepInterval, "sweep", 0, "topics.Config.SweepInterval, -1ns for never")
+	flags.DurationVar(&config.PresenceGrace, "grace", 0, "topics.Config.PresenceGrace, -1ns for none")
+	flags.DurationVar(&config.WriteTimeout, "write-timeout", 0, "topics.Config.WriteTimeout")
 	if err := app.RootCmd.ParseFlags(os.Args[1:]); err != nil {
 		log.Fatal(err)
 	}
