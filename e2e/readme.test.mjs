@@ -226,6 +226,75 @@ const scenarios = {
     assert.deepEqual(printed.all, [[[3, 4]], [[1, 2]]]);
   },
 
+  async members() {
+    await rule({ subscribeRule: "", presence: true, presenceRule: "" });
+    const ann = await open(...ANN);
+    const self = "users/" + ann.authStore.record.id;
+    const { printed } = await run("members", { pb: ann });
+    assert.deepEqual(await printed.next(), [1, "members", [self]]);
+
+    const guest = await open();
+    await guest.realtime.subscribe("room/42", () => {});
+    const [count, , [first, second]] = await printed.next();
+    assert.deepEqual([count, first], [2, self]);
+    assert.match(second, /^\/\w+$/);
+    await server.notify("room/42", { test: 123 });
+    assert.deepEqual(await printed.next(), [{ test: 123 }]);
+    await guest.realtime.unsubscribe("room/42");
+    assert.deepEqual(await printed.next(), [1, "members", [self]]);
+  },
+
+  async state() {
+    await rule({ subscribeRule: "", presence: true, presenceRule: "" });
+    const theirs = inbox();
+    await (await open()).realtime.subscribe("room/42", theirs.push, { presence: true });
+    assert.deepEqual(
+      (await theirs.take(2)).map(({ type }) => type),
+      ["ready", "presence"],
+    );
+    const { printed } = await run("state", { pb: await open(...ANN) });
+    const [[ready], [presence]] = await printed.take(2);
+    assert.deepEqual([ready.type, presence.type], ["ready", "presence"]);
+    // what comes within a moment is told at once
+    const last = () => theirs.all.at(-1).members.find(({ id }) => id === ready.member)?.state;
+    while (!last()?.typing) await theirs.next();
+    assert.deepEqual(last(), { typing: true });
+  },
+
+  async stateAgain() {
+    await rule({ subscribeRule: "", presence: true, presenceRule: "" });
+    const proxy = await startProxy(server.url);
+    const pb = await client(proxy.url, ...ANN);
+    clients.push(pb);
+    const mine = inbox();
+    await pb.realtime.subscribe("room/42", mine.push, { presence: true });
+    await mine.take(2);
+    const document = { hidden: true };
+    const { printed } = await run("stateAgain", { pb, document });
+    await mine.quiet(200);
+    proxy.cut();
+    const state = () => mine.all.at(-1).members?.[0].state;
+    while (!state()) await mine.next();
+    assert.deepEqual(state(), { away: true });
+    assert.deepEqual(printed.all, []);
+    await pb.realtime.unsubscribe();
+    await proxy.stop();
+  },
+
+  async listMembers() {
+    await rule({ subscribeRule: "", presence: true, presenceRule: SIGNED_IN });
+    const ann = await open(...ANN);
+    await ann.realtime.subscribe("room/42", () => {});
+    const { printed } = await run("listMembers", { pb: ann });
+    const [count, members] = await printed.next();
+    assert.equal(count, 1);
+    assert.deepEqual(
+      members.map(({ id, collection, connections }) => [id, collection, connections]),
+      [[ann.authStore.record.id, "users", 1]],
+    );
+    await assert.rejects(run("listMembers", { pb: await open() }), { status: 403 });
+  },
+
   async watch() {
     const calls = [];
     const realtime = {
@@ -273,7 +342,7 @@ function commented(name) {
 }
 
 before(async () => {
-  server = await startTestServer();
+  server = await startTestServer({ args: ["--grace", "-1ns"] }); // blocks begin with nobody there
   admin = await client(server.url);
   const { email, password } = await server.superuser();
   await admin.collection("_superusers").authWithPassword(email, password);
