@@ -309,6 +309,23 @@ for (const [where, newTab] of Object.entries({ Node: nodeTab, Chromium: chromium
       await bob.box.quiet(500);
     });
 
+    test("whose account is deleted leaves at once, also in the grace", async () => {
+      const admin = await superuser(server);
+      const name = "gone" + rooms;
+      const { [name]: id } = await signUp(server, name);
+      const { tab: bob } = await watch("bob");
+      const tab = await open(name);
+      await tab.subscribe(topic);
+      await expect(bob, "join");
+      await tab.close();
+
+      const deleted = Date.now();
+      await admin.collection("users").delete(id);
+      const [leave] = await expect(bob, "leave");
+      assert.ok(Date.now() - deleted < GRACE_MS - 500, `after ${Date.now() - deleted} ms`);
+      assert.deepEqual(leave.members, [{ id, collection: "users" }]);
+    });
+
     test("who may not see the members any more is told, and keeps the messages", async () => {
       const admin = await superuser(server);
       const { tab: bob } = await watch("bob");
