@@ -6,8 +6,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/singleflight"
 )
 
 // flushPeriod is the least time between two flushes of a topic's presence: what
@@ -30,10 +28,10 @@ type presence struct {
 	bytes int           // of a snapshot
 
 	stated atomic.Uint64 // counts the states that were set
+	secret atomic.Pointer[string]
 
 	// members from before a restart are looked for until then
 	restoring atomic.Int64 // Unix nanoseconds
-	restores  singleflight.Group
 
 	// the goroutine that ends graces and flushes, started when it is needed
 	start   sync.Once
@@ -45,7 +43,7 @@ type presence struct {
 	mu       sync.Mutex // taken while holding a shard's lock, never the other way
 	endings  deadlines
 	occupied map[string]*occupancy
-	restored map[string]struct{} // topics, while restoring
+	restored map[string]chan struct{} // topics, while restoring: closed when done
 }
 
 func newPresence(hub *hub, grants *grants, calls *hookCalls, disk *disk, config Config) *presence {
@@ -60,8 +58,10 @@ func newPresence(hub *hub, grants *grants, calls *hookCalls, disk *disk, config 
 		wake:     make(chan struct{}, 1),
 		stop:     make(chan struct{}),
 		occupied: map[string]*occupancy{},
-		restored: map[string]struct{}{},
+		restored: map[string]chan struct{}{},
 	}
+	secret := newSecret()
+	p.secret.Store(&secret)
 	hub.presence = p
 	return p
 }
@@ -72,6 +72,9 @@ func (p *presence) close(ctx context.Context) {
 	p.end.Do(func() { close(p.stop) })
 	p.start.Do(func() {}) // it is not started any more
 	p.running.Wait()
+	for _, topic := range p.queuedFlushes() {
+		p.flushQueued(topic) // for the disk
+	}
 	p.calls.close(ctx)
 }
 
@@ -87,7 +90,7 @@ func (p *presence) members(shard *hubShard, topic string) *topicMembers {
 
 // arrive makes s one of the connections of a member. The shard's lock is held.
 func (p *presence) arrive(shard *hubShard, s *subscription, id *identity) {
-	key := id.keyFor(s)
+	key := p.keyFor(id, s)
 	tm := p.members(shard, s.topic)
 	m := tm.byKey[key]
 	if m == nil {
@@ -114,8 +117,14 @@ func (p *presence) arrive(shard *hubShard, s *subscription, id *identity) {
 	p.changed(shard, tm)
 }
 
-// setState expects the topic's lock to be held, and a refresh to follow.
+// setState expects the topic's lock to be held, and a refresh to follow. What
+// connections that are gone have set counts no more.
 func (p *presence) setState(a *attendee, state []byte) {
+	for _, other := range a.member.attendees {
+		if !other.ends.IsZero() {
+			other.state = nil
+		}
+	}
 	a.state, a.stated = state, p.stated.Add(1)
 }
 
@@ -200,7 +209,7 @@ func (p *presence) attend(shard *hubShard, s *subscription, id *identity) {
 	case a == nil && id == nil:
 	case a == nil:
 		p.arrive(shard, s, id)
-	case id == nil || a.member.key != id.keyFor(s):
+	case id == nil || a.member.key != p.keyFor(id, s):
 		p.depart(shard, s, true)
 		if id != nil {
 			p.arrive(shard, s, id)

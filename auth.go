@@ -103,6 +103,10 @@ func (c credentials) asker(app core.App, options subscriptions.SubscriptionOptio
 	return askerOf(info), err
 }
 
+func (c credentials) sameAccount(other credentials) bool {
+	return c.collection == other.collection && c.id == other.id
+}
+
 func (c credentials) expired(now time.Time) bool {
 	return c.expires != 0 && now.UnixNano() >= c.expires
 }

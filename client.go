@@ -28,6 +28,7 @@ type client struct {
 	hub      *hub
 	grants   *grants
 	conn     *connection
+	peer     *deadPeer // nil if there is no finding out
 	onClosed func(*client, string)
 
 	// channel holds at most the head of the queue
@@ -241,6 +242,13 @@ func (c *client) queued() (messages, bytes int) {
 func (c *client) closeSlow() {
 	if c.close() {
 		c.onClosed(c, codeSlowConsumer)
+	}
+}
+
+// closeDead closes a client that has stopped reading, or whose network is gone.
+func (c *client) closeDead() {
+	if c.close() {
+		c.onClosed(c, codeWriteTimeout)
 	}
 }
 

@@ -115,6 +115,19 @@ func (p *presence) take(now time.Time) (ended []*deadline) {
 	return ended
 }
 
+// queuedFlushes takes the topics that wait for their flush.
+func (p *presence) queuedFlushes() (topics []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	for _, d := range p.endings {
+		if d.flush != "" {
+			topics = append(topics, d.flush)
+		}
+	}
+	return topics
+}
+
 func (p *presence) wakeUp() {
 	p.start.Do(func() { p.running.Go(p.run) })
 	select {

@@ -5,11 +5,114 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
 )
 
 // A client whose network is gone takes what is written for as long as the
-// system's buffers last, which heartbeats never fill. So a connection also ends
-// when what was sent is not acknowledged in time.
+// system's buffers last, which heartbeats never fill. So after a write the
+// system is asked, a few times, whether anything was acknowledged.
+//
+// (A limit in the system itself, TCP_USER_TIMEOUT, would also end connections
+// whose clients only have not read for a while.)
+
+const (
+	// silentChecks without any acknowledgement, a fifth of the write timeout
+	// apart, mean that nobody is there: so it is found out within the timeout,
+	// and not before three fifths of it.
+	silentChecks   = 4
+	silentFraction = 5
+)
+
+// deadPeer finds out that a connection's network is gone.
+type deadPeer struct {
+	tcp    *net.TCPConn
+	period time.Duration
+	found  func()
+
+	armed atomic.Bool
+
+	mu      sync.Mutex // never held while calling found
+	timer   *time.Timer
+	silent  int
+	stopped bool
+}
+
+// newDeadPeer returns nil where the system cannot be asked.
+func newDeadPeer(r *http.Request, timeout time.Duration, found func()) *deadPeer {
+	tcp := tcpOf(r)
+	if tcp == nil || !knowsAcks {
+		return nil
+	}
+	return &deadPeer{tcp: tcp, period: timeout / silentFraction, found: found}
+}
+
+// written has to be called after each flush. It costs nothing while an earlier
+// one is looked after.
+func (d *deadPeer) written() {
+	if d == nil || d.armed.Load() {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	d.silent = 0
+	d.arm()
+}
+
+// arm expects d.mu to be held.
+func (d *deadPeer) arm() {
+	if d.stopped {
+		return
+	}
+	d.armed.Store(true)
+	if d.timer == nil {
+		d.timer = time.AfterFunc(d.period, d.check)
+	} else {
+		d.timer.Reset(d.period)
+	}
+}
+
+func (d *deadPeer) check() {
+	d.mu.Lock()
+	if d.stopped {
+		d.mu.Unlock()
+		return
+	}
+	d.armed.Store(false) // before the question: a write after it arms again
+	waits, since := acknowledged(d.tcp)
+	switch {
+	case !waits:
+		d.silent = 0
+	case since < d.period:
+		d.silent = 0
+		d.arm()
+	default:
+		d.silent++
+		d.arm()
+	}
+	dead := d.silent >= silentChecks
+	d.mu.Unlock()
+
+	if dead {
+		d.found()
+	}
+}
+
+// stop has to be called before the connection's handler returns.
+func (d *deadPeer) stop() {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	d.stopped = true
+	if d.timer != nil {
+		d.timer.Stop()
+	}
+}
 
 type connKey struct{}
 

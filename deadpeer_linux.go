@@ -7,19 +7,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// limitUnacknowledged lets the system end the connection when what was sent is
-// not acknowledged for that long (tcp(7), TCP_USER_TIMEOUT).
-func limitUnacknowledged(c *net.TCPConn, limit time.Duration) error {
+const knowsAcks = true
+
+// acknowledged reports whether something that was sent waits for its
+// acknowledgement, and how long ago the last one came (tcp(7), TCP_INFO). What
+// a client has no room for is not sent, so it waits for nothing.
+func acknowledged(c *net.TCPConn) (waits bool, since time.Duration) {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return err
+		return false, 0
 	}
-	var set error
-	err = raw.Control(func(fd uintptr) {
-		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(limit.Milliseconds()))
+	var info *unix.TCPInfo
+	controlled := raw.Control(func(fd uintptr) {
+		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	})
-	if err != nil {
-		return err
+	if controlled != nil || err != nil {
+		return false, 0 // it is closed
 	}
-	return set
+	return info.Unacked > 0, time.Duration(info.Last_ack_recv) * time.Millisecond
 }

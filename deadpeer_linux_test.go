@@ -53,4 +53,5 @@ func TestADeadNetworkEndsInALeave(t *testing.T) {
 	took := time.Since(start)
 	require.GreaterOrEqual(t, took, config.WriteTimeout/2, "it took the timeout to find out")
 	t.Logf("left after %v", took)
+	require.EqualValues(t, 1, topics.From(app).Stats().WriteTimeouts)
 }

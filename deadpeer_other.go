@@ -7,5 +7,6 @@ import (
 	"time"
 )
 
-// limitUnacknowledged does nothing: the system's own limits apply.
-func limitUnacknowledged(*net.TCPConn, time.Duration) error { return nil }
+const knowsAcks = false
+
+func acknowledged(*net.TCPConn) (waits bool, since time.Duration) { return false, 0 }

@@ -78,11 +78,12 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
 	}
 	tracks := d != nil && d.tracks
-	if a == actionPresence && !tracks {
-		return outcome{denial: denyNoPresence(), reason: reasonNoPresence}
-	}
+	nothingToSee := outcome{denial: denyNoPresence(), reason: reasonNoPresence}
 	if d != nil && d.open(a) && (!tracks || auth.id == "") {
 		p.grants.watch(g, reads{})
+		if a == actionPresence && !tracks {
+			return nothingToSee
+		}
 		o := outcome{until: forever}
 		if tracks {
 			o.identity = &identity{guest: true}
@@ -111,6 +112,10 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 		info, err := who.info()
 		signedOut := auth.id != "" && err == nil && info.Auth == nil
 		return outcome{denial: denial, reason: reasonOf(a, denial, signedOut)}
+	}
+
+	if a == actionPresence && !tracks {
+		return nothingToSee
 	}
 
 	o := outcome{until: forever}

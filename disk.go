@@ -82,9 +82,9 @@ func newDisk() *disk {
 	return d
 }
 
-// prepare makes the tables and starts the writer. Until then there is no disk.
-// Only its first call does something.
-func (d *disk) prepare(app core.App) error {
+// prepare makes the tables and starts the writer, unless that was done before.
+// Until then there is no disk. It returns the secret of guests' ids.
+func (d *disk) prepare(app core.App) (secret string, err error) {
 	d.preparing.Lock()
 	defer d.preparing.Unlock()
 
@@ -92,30 +92,33 @@ func (d *disk) prepare(app core.App) error {
 	ready, closed := d.ready, d.closed
 	d.mu.Unlock()
 	if closed {
-		return ErrClosed
-	}
-	if ready {
-		return nil
+		return "", ErrClosed
 	}
 
 	builder, ok := app.AuxNonconcurrentDB().(*dbx.DB)
 	if !ok {
-		return errors.New("topics: the history cannot be opened inside a transaction of the auxiliary database")
+		return "", errors.New("topics: the history cannot be opened inside a transaction of the auxiliary database")
 	}
 	db := builder.DB()
+	if ready {
+		return readSecret(db)
+	}
 	clean, err := openTables(db)
 	if err != nil {
-		return err
+		return "", err
+	}
+	if secret, err = readSecret(db); err != nil {
+		return "", err
 	}
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return ErrClosed
+		return "", ErrClosed
 	}
 	d.clean, d.ready = clean, true
 	d.running.Go(func() { d.work(app, db) })
-	return nil
+	return secret, nil
 }
 
 func (d *disk) write(e *entry, first uint64) {

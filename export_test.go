@@ -48,3 +48,18 @@ func SettleHistory(app core.App) {
 		d.more.Wait()
 	}
 }
+
+// Restored reports whether members from before the start are looked for no more.
+func Restored(app core.App) bool { return From(app).presence.restoring.Load() == 0 }
+
+// Decided reports whether every decision counts, also those that have no open
+// subscription yet.
+func Decided(app core.App) bool {
+	now := time.Now().UnixNano()
+	for _, g := range From(app).grants.list() {
+		if !g.fresh(now) {
+			return false
+		}
+	}
+	return true
+}

@@ -359,11 +359,12 @@ func (p *Plugin) openDisk(app core.App) {
 	if p.history.disk == nil {
 		return
 	}
-	if err := p.history.disk.prepare(app); err != nil {
+	secret, err := p.history.disk.prepare(app)
+	if err != nil {
 		app.Logger().Error("Failed to open the histories of topics: they are in memory only", "error", err.Error())
 		return
 	}
-	p.presence.restore()
+	p.presence.restore(secret)
 	// what was sent before is not part of the disk's logs
 	for i := range p.hub.shards {
 		shard := &p.hub.shards[i]

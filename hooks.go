@@ -76,12 +76,8 @@ func (p *Plugin) onConnect(e *core.RealtimeConnectRequestEvent) error {
 		heartbeat:    p.config.Heartbeat,
 	}, p.logClosed(e.App))
 
-	if tcp := tcpOf(e.Request); tcp != nil {
-		// Linux counts from the first retransmission, some 0.2 s later
-		if err := limitUnacknowledged(tcp, p.config.WriteTimeout*9/10); err != nil {
-			e.App.Logger().Warn("A realtime connection whose network goes may stay open for long", "error", err.Error())
-		}
-	}
+	c.peer = newDeadPeer(e.Request, p.config.WriteTimeout, c.closeDead)
+	defer c.peer.stop()
 
 	p.hub.clients.Store(c, struct{}{})
 	defer func() {

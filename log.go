@@ -78,7 +78,7 @@ func (p *Plugin) logClosed(app core.App) func(*client, string) {
 		if code == codeWriteTimeout {
 			p.counters.writeTimeouts.Add(1)
 			app.Logger().Warn(
-				"Closed a realtime connection because its client stopped reading (write timeout)",
+				"Closed a realtime connection because its client stopped reading or is gone (write timeout)",
 				"code", code,
 				"clientId", c.id,
 				"writeTimeout", p.config.WriteTimeout.String(),

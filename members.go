@@ -3,6 +3,7 @@ package topics
 import (
 	"bytes"
 	"cmp"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -28,6 +29,7 @@ type topicMembers struct {
 
 	size     int      // of the members' JSON
 	counting bool     // there are so many that watchers get their number only
+	told     int      // their number at the last flush
 	snapshot dataLine // nil: not made since the last change
 }
 
@@ -209,17 +211,18 @@ func (l memberLine) wire() any {
 
 // keyFor returns the member that s is part of. What a guest gets as id must not
 // tell the id of its connection, with which others could change its
-// subscriptions, nor its resume option.
-func (id *identity) keyFor(s *subscription) memberKey {
+// subscriptions, nor its resume option, which may be easy to guess.
+func (p *presence) keyFor(id *identity, s *subscription) memberKey {
 	if !id.guest {
 		return memberKey{collection: id.collection, id: id.id}
 	}
-	secret := "connection\x00" + s.client.id
+	who := "connection\x00" + s.client.id
 	if s.options.resume != "" {
-		secret = "resume\x00" + s.topic + "\x00" + s.options.resume
+		who = "resume\x00" + s.topic + "\x00" + s.options.resume
 	}
-	sum := sha256.Sum256([]byte(secret))
-	return memberKey{id: hex.EncodeToString(sum[:])[:15]} // as long as a record's
+	mac := hmac.New(sha256.New, []byte(*p.secret.Load()))
+	mac.Write([]byte(who))
+	return memberKey{id: hex.EncodeToString(mac.Sum(nil))[:15]} // as long as a record's
 }
 
 func mustMarshal(v any) []byte {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/routine"
 )
 
 // Member is somebody on a topic: an account with all its connections, or one
@@ -103,7 +104,7 @@ func (p *Plugin) withMembers(app core.App, topic string, read func(*topicMembers
 	if d == nil || !d.tracks {
 		return fmt.Errorf("%w: %q", ErrNoPresence, topic)
 	}
-	p.openMembers(p.app(app), topic)
+	p.openMembers(p.app(app), topic, false)
 
 	shard := p.hub.shard(topic)
 	shard.mu.Lock()
@@ -144,8 +145,11 @@ func identityOf(app core.App, d *definition, auth *core.Record) (*identity, erro
 	event.App = app
 	event.RequestInfo = &core.RequestInfo{Context: core.RequestInfoContextRealtime, Method: "GET"}
 	event.Record = shown
-	if err := app.OnRecordEnrich().Trigger(event, func(*core.RecordEnrichEvent) error { return nil }); err != nil {
-		return id, fmt.Errorf("the enrich hook of a member's record: %w", err)
+	enrich := routine.SafeWrap(func() error { // no request stands around it
+		return app.OnRecordEnrich().Trigger(event, func(*core.RecordEnrichEvent) error { return nil })
+	})
+	if err := enrich(); err != nil {
+		return id, fmt.Errorf("the handlers of OnRecordEnrich, for a member: %w", err)
 	}
 	all := shown.PublicExport()
 	fields := make(map[string]any, len(d.shows))

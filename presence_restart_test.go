@@ -1,9 +1,12 @@
 package topics_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tests"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pbtopics/topics"
@@ -51,6 +54,7 @@ func TestMembersSurviveARestart(t *testing.T) {
 			require.Equal(t, sorted(ann.Id, bob.Id), v.ids())
 			require.NotContains(t, v.types, "join")
 			require.NotContains(t, v.types, "update")
+			require.Equal(t, "leave club/1 "+eve.Id, receive(t, calls), "while it was stopped")
 			require.Equal(t, "occupied club/1 club/{room}", receive(t, calls))
 			require.Equal(t, "leave club/1 "+gone.Id, receive(t, calls))
 
@@ -72,4 +76,75 @@ func TestMembersInMemoryEndWithTheProcess(t *testing.T) {
 
 	_, s = restart(t, app, config, true)
 	require.Equal(t, []string{bob.Id}, s.watch(bobToken, watching("room/1")).ids())
+}
+
+// What has changed right before a clean stop is kept too.
+func TestACleanStopKeepsTheLastMembers(t *testing.T) {
+	config := topics.Config{PresenceGrace: time.Minute}
+	app, s := newPresenceApp(t, config)
+	ann, annToken := newUser(t, app, "ann")
+	bob, bobToken := newUser(t, app, "bob")
+	s.connect().mustSubscribe(bobToken, "room/1")
+	s.connect().mustSubscribe(annToken, "room/1") // within the flush period
+
+	app, _ = restart(t, app, config, true)
+	list, err := topics.Presence(app, "room/1")
+	require.NoError(t, err)
+	require.Len(t, list, 2)
+	require.ElementsMatch(t, []string{ann.Id, bob.Id}, []string{list[0].ID, list[1].ID})
+}
+
+// A handler of OnRecordEnrich may ask who is there while that is restored.
+func TestAnEnrichHandlerMayAskWhoIsThere(t *testing.T) {
+	config := topics.Config{PresenceGrace: time.Minute}
+	app, s := newPresenceApp(t, config)
+	define(t, app, map[string]any{"pattern": "club/{room}", "subscribeRule": "", "presenceRule": "", "presence": true, "presenceFields": "name"})
+	_, ann := newUser(t, app, "ann")
+	_, bob := newUser(t, app, "bob")
+	s.connect().mustSubscribe(ann, "club/1")
+	topics.SettleHistory(app)
+
+	app, s = restart(t, app, config, true)
+	app.OnRecordEnrich("users").BindFunc(func(e *core.RecordEnrichEvent) error {
+		if _, err := topics.PresenceCount(e.App, "club/1"); err != nil && !errors.Is(err, topics.ErrClosed) {
+			return err
+		}
+		return e.Next()
+	})
+	require.Len(t, s.watch(bob, watching("club/1")).ids(), 2)
+}
+
+// Members that are read so slowly that the grace is over make no event that
+// does not fit.
+func TestMembersThatAreReadAfterTheGrace(t *testing.T) {
+	config := topics.Config{PresenceGrace: 500 * time.Millisecond}
+	app, s := newPresenceApp(t, config)
+	define(t, app, map[string]any{"pattern": "club/{room}", "subscribeRule": "", "presenceRule": "", "presence": true, "presenceFields": "name"})
+	_, token := newUser(t, app, "ann")
+	s.connect().mustSubscribe(token, "club/1")
+	topics.SettleHistory(app)
+
+	next, err := tests.NewTestApp(app.DataDir())
+	require.NoError(t, err)
+	t.Cleanup(next.Cleanup)
+	require.NoError(t, topics.Register(next, config))
+	slow := make(chan struct{})
+	next.OnRecordEnrich("users").BindFunc(func(e *core.RecordEnrichEvent) error {
+		<-slow
+		return e.Next()
+	})
+	s = serve(t, next)
+
+	c, first := s.connect(), make(chan struct{})
+	go func() {
+		defer close(first)
+		c.mustSubscribe("", "club/1")
+	}()
+	require.Eventually(t, func() bool { return topics.Restored(next) }, patience, time.Millisecond)
+	v := s.watch("", watching("club/1"))
+	close(slow)
+	<-first
+	for v.count != 2 || len(v.ids()) != 2 { // the two guests
+		v.apply(v.c.next())
+	}
 }

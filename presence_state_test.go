@@ -2,13 +2,17 @@ package topics_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pbtopics/topics"
@@ -142,4 +146,91 @@ func TestPresenceFields(t *testing.T) {
 		require.ErrorContains(t, app.Save(r), "presenceFields")
 		require.Contains(t, fmt.Sprintf("%#v", app.Save(r)), code)
 	}
+}
+
+// A record that changes while its account subscribes is shown as it is.
+func TestARecordChangesWhileItsAccountSubscribes(t *testing.T) {
+	app, s := newPresenceApp(t, topics.Config{})
+	define(t, app, map[string]any{"pattern": "club/{room}", "subscribeRule": "", "presenceRule": "", "presence": true, "presenceFields": "name"})
+	ann, token := newUser(t, app, "ann")
+	v := s.watch(newSuperuser(t, app), watching("club/1"))
+
+	// between the plugin's decision and core
+	app.OnRealtimeSubscribeRequest().Bind(&hook.Handler[*core.RealtimeSubscribeRequestEvent]{Priority: math.MaxInt, Func: func(e *core.RealtimeSubscribeRequestEvent) error {
+		ann.Set("name", "New")
+		if err := e.App.Save(ann); err != nil {
+			return err
+		}
+		require.Eventually(t, func() bool { return topics.Decided(app) }, patience, time.Millisecond)
+		return e.Next()
+	}})
+	s.connect().mustSubscribe(token, "club/1")
+	for len(v.ids()) == 0 || v.members["users"+ann.Id].Record["name"] != "New" {
+		v.apply(v.c.next())
+	}
+}
+
+// What fails in a handler of OnRecordEnrich shows no field, and ends nothing.
+func TestAnEnrichHandlerMayFail(t *testing.T) {
+	app, s := newPresenceApp(t, topics.Config{})
+	define(t, app, map[string]any{"pattern": "club/{room}", "subscribeRule": "", "presenceRule": "", "presence": true, "presenceFields": "name"})
+	ann, token := newUser(t, app, "ann")
+	app.OnRecordEnrich("users").BindFunc(func(e *core.RecordEnrichEvent) error {
+		switch e.Record.GetString("name") {
+		case "panic":
+			panic("in a handler")
+		case "error":
+			return errors.New("in a handler")
+		}
+		return e.Next()
+	})
+	v := s.watch(newSuperuser(t, app), watching("club/1"))
+	s.connect().mustSubscribe(token, "club/1")
+	v.until("join")
+	for _, name := range []string{"panic", "Ann", "error"} {
+		ann.Set("name", name)
+		require.NoError(t, app.Save(ann))
+		v.until("update")
+		require.Equal(t, name == "Ann", v.members["users"+ann.Id].Record["name"] == "Ann")
+	}
+}
+
+// null takes back also what an earlier connection has set.
+func TestAStateIsTakenBackAfterAReconnect(t *testing.T) {
+	app, s := newPresenceApp(t, topics.Config{PresenceGrace: time.Minute})
+	_, token := newUser(t, app, "ann")
+	c := s.connect()
+	c.mustSubscribe(token, "room/1")
+	require.Equal(t, http.StatusNoContent, s.setState(token, c, "room/1", `{"typing":true}`).status)
+	c.disconnect()
+	waitForClients(t, app, 0)
+	c = s.connect()
+	c.mustSubscribe(token, "room/1")
+	state := func() string {
+		list, err := topics.Presence(app, "room/1")
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		return string(list[0].State)
+	}
+	require.Equal(t, `{"typing":true}`, state(), "the reconnect itself changes nothing")
+	require.Equal(t, http.StatusNoContent, s.setState(token, c, "room/1", "null").status)
+	require.Empty(t, state())
+}
+
+// Other options of the same topic in one request are no leave and join, also
+// without a grace.
+func TestOtherOptionsAreNoOtherMember(t *testing.T) {
+	app, s := newPresenceApp(t, topics.Config{PresenceGrace: -1})
+	_, token := newUser(t, app, "ann")
+	calls := hookStory(topics.From(app), "room/2")
+	v := s.watch("", watching("room/1"))
+	c := s.connect()
+	c.mustSubscribe(token, key("room/1", map[string]any{"state": map[string]any{"n": 1}}), "room/2")
+	v.until("join")
+	require.Contains(t, receive(t, calls), "occupied")
+	require.Contains(t, receive(t, calls), "join")
+	c.mustSubscribe(token, key("room/1", map[string]any{"state": map[string]any{"n": 2}}), key("room/2", map[string]any{"envelope": true}))
+	v.until("update")
+	require.Equal(t, []string{"ready", "presence", "join", "update"}, v.types)
+	require.Empty(t, calls)
 }

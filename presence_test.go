@@ -211,6 +211,10 @@ func TestPresenceRule(t *testing.T) {
 	_, r = s.presence(bobToken, "quiet")
 	require.Equal(t, http.StatusBadRequest, r.status, r.body)
 	require.Equal(t, "presence_disabled", r.code("topic"))
+	define(t, app, map[string]any{"pattern": "silent", "subscribeRule": ""})
+	q.mustSubscribe(bobToken, watching("silent"))
+	require.Equal(t, "ready", q.envelope().Type)
+	require.Equal(t, "topic_denied", q.envelope().Code, "only who may see them learns that there are none")
 	_, err := topics.Presence(app, "quiet")
 	require.ErrorIs(t, err, topics.ErrNoPresence)
 	_, err = topics.PresenceCount(app, "unknown")
@@ -316,6 +320,18 @@ func TestManyMembersAreCounted(t *testing.T) {
 	require.Equal(t, 11, answer.Count)
 	require.NotContains(t, r.body, "members")
 	require.Equal(t, 11, s.watch("", watching("room/1")).count-1)
+	for v.count < 12 {
+		v.apply(v.c.next())
+	}
+
+	// what is not shown is no event
+	require.Equal(t, http.StatusNoContent, s.setState("", v.c, "room/1", `{"n":1}`).status)
+	c := s.connect()
+	c.mustSubscribe("", "room/1")
+	require.Equal(t, "presence", v.apply(v.c.next()))
+	require.Equal(t, 13, v.count)
+	c.disconnect()
+	v.until("presence")
 
 	for i, c := range others[:3] {
 		c.disconnect()

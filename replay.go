@@ -78,7 +78,7 @@ func (h *hub) enter(shard *hubShard, s *subscription, who *identity) {
 func (s *subscription) tellReady(id string, resumed bool, who *identity) {
 	c := control{Type: "ready", Topic: s.topic, ID: id}
 	if who != nil {
-		c.Member = who.keyFor(s).id
+		c.Member = s.client.hub.presence.keyFor(who, s).id
 	}
 	if s.options.resume != "" {
 		c.Resumed = &resumed

@@ -4,10 +4,14 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"runtime"
 	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/routine"
+	"github.com/pocketbase/pocketbase/tools/security"
+	"golang.org/x/sync/errgroup"
 )
 
 // Members survive a restart: they are on the disk while they are members, and
@@ -50,7 +54,8 @@ func (d *disk) saveMember(topic string, m *member, gone bool) {
 }
 
 // restore lets members from before the start come back until the grace is over.
-func (p *presence) restore() {
+func (p *presence) restore(secret string) {
+	p.secret.Store(&secret)
 	until := time.Now().Add(p.grace)
 	p.restoring.Store(until.UnixNano())
 
@@ -61,57 +66,71 @@ func (p *presence) restore() {
 }
 
 func (p *presence) endRestore() {
-	p.restoring.Store(0)
 	p.mu.Lock()
+	p.restoring.Store(0)
 	clear(p.restored)
 	p.mu.Unlock()
 	p.disk.add(diskWrite{forgetMembers: true})
 }
 
-func (p *presence) isRestored(topic string) bool {
+// takeRestore lets one caller restore a topic. The others may wait for done.
+func (p *presence) takeRestore(topic string) (done chan struct{}, first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
-	_, done := p.restored[topic]
-	return done
+	if p.restoring.Load() == 0 {
+		return nil, false // it is over
+	}
+	done = p.restored[topic]
+	if done == nil {
+		done = make(chan struct{})
+		p.restored[topic] = done
+		first = true
+	}
+	return done, first
 }
 
 // openMembers makes the members from before a restart those of the topic again,
 // if its rule still lets them be there. It is called before the topic's lock is
-// taken.
-func (p *Plugin) openMembers(app core.App, topic string) {
+// taken. A handler of OnRecordEnrich, which it may call, must not wait for it.
+func (p *Plugin) openMembers(app core.App, topic string, wait bool) {
 	until := p.presence.restoring.Load()
-	if until == 0 || p.presence.isRestored(topic) {
+	if until == 0 {
 		return
 	}
-	_, err, _ := p.presence.restores.Do(topic, func() (any, error) {
-		if p.presence.isRestored(topic) {
-			return nil, nil
+	done, first := p.presence.takeRestore(topic)
+	if first {
+		defer close(done)
+		if err := p.restoreMembers(app, topic, time.Unix(0, until)); err != nil {
+			p.logPresenceError(app, topic, err)
 		}
-		saved, err := p.presence.disk.members(app, topic)
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range saved {
-			if err := p.restoreMember(app, m, time.Unix(0, until)); err != nil {
-				return nil, err
-			}
-		}
-		p.presence.mu.Lock()
-		p.presence.restored[topic] = struct{}{}
-		p.presence.mu.Unlock()
-		return nil, nil
-	})
-	if err != nil {
-		p.logPresenceError(app, topic, err)
+	} else if wait && done != nil {
+		<-done
 	}
 }
 
+func (p *Plugin) restoreMembers(app core.App, topic string, until time.Time) error {
+	saved, err := p.presence.disk.members(app, topic)
+	if err != nil {
+		return err
+	}
+
+	var group errgroup.Group
+	group.SetLimit(runtime.GOMAXPROCS(0))
+	for _, m := range saved {
+		group.Go(routine.SafeWrap(func() error { return p.restoreMember(app, m, until) }))
+	}
+	return group.Wait()
+}
+
+// restoreMember puts a member into its grace, or says that it has left if it
+// may not be there any more.
 func (p *Plugin) restoreMember(app core.App, saved savedMember, until time.Time) error {
 	var auth credentials
 	if saved.key.collection != "" {
 		record, err := app.FindRecordById(saved.key.collection, saved.key.id)
 		if errors.Is(err, sql.ErrNoRows) {
+			p.presence.outlived(app, saved)
 			return nil
 		}
 		if err != nil {
@@ -124,13 +143,24 @@ func (p *Plugin) restoreMember(app core.App, saved savedMember, until time.Time)
 	g := p.grants.acquire(app, actionSubscribe, key, parseKeys([]string{key})[key], auth)
 	denied := p.grants.decideFor(g)
 	id := g.identity.Load()
-	if denied != nil || id == nil {
+	if denied != nil || id == nil || id.guest != (saved.key.collection == "") {
 		p.grants.release(g)
+		p.presence.outlived(app, saved)
 		return nil
 	}
-
 	p.presence.place(saved, id, g, until)
 	return nil
+}
+
+// outlived says that a member has left while the server was stopped.
+func (p *presence) outlived(app core.App, saved savedMember) {
+	m := &member{key: saved.key, since: saved.since, lasting: true, state: saved.state}
+	if c, err := app.FindCachedCollectionByNameOrId(saved.key.collection); err == nil {
+		m.collection = c.Name
+	}
+	left := changes{left: []*member{m}}
+	p.save(saved.topic, left)
+	p.call(saved.topic, left)
 }
 
 // place puts a member from before into its grace, unless it is there already.
@@ -147,10 +177,10 @@ func (p *presence) place(saved savedMember, id *identity, g *grant, until time.T
 	}
 	m := &member{key: saved.key, since: saved.since, lasting: true}
 	a := &attendee{presence: p, topic: saved.topic, member: m, options: saved.options, grant: g}
+	m.attendees = []*attendee{a}
 	if saved.state != nil {
 		p.setState(a, saved.state)
 	}
-	m.attendees = []*attendee{a}
 	tm.byKey[saved.key] = m
 	tm.mark(m, true) // so that it is on the disk as one of this run
 	for s := range tm.watchers {
@@ -158,6 +188,9 @@ func (p *presence) place(saved savedMember, id *identity, g *grant, until time.T
 	}
 	p.grants.hold(g, a)
 	p.linger(a, until)
+	if newest := g.identity.Load(); newest != nil {
+		id = newest // it was decided anew before it had this holder
+	}
 	tm.refresh(m, id)
 	p.changed(shard, tm)
 }
@@ -198,3 +231,7 @@ func (d *disk) members(app core.App, topic string) ([]savedMember, error) {
 	}
 	return list, rows.Err()
 }
+
+// newSecret is what guests' ids are made with. It outlives the process with the
+// disk.
+func newSecret() string { return security.RandomString(32) }

@@ -24,7 +24,8 @@ type Stats struct {
 	Published uint64 `json:"published"`
 
 	// SlowConsumers are clients closed because their queue was full, and
-	// WriteTimeouts those closed because a write to them blocked.
+	// WriteTimeouts those closed because a write to them blocked or was not
+	// acknowledged.
 	SlowConsumers uint64 `json:"slowConsumers"`
 	WriteTimeouts uint64 `json:"writeTimeouts"`
 }

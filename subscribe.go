@@ -115,7 +115,9 @@ func (p *Plugin) admit(e *core.RealtimeSubscribeRequestEvent, key string, option
 		return nil, d
 	}
 	a := &admission{grant: g, options: read, position: p.openHistory(app, topic, read, auth), identity: g.identity.Load()}
-	p.openMembers(app, topic)
+	if a.identity != nil || read.presence {
+		p.openMembers(app, topic, true)
+	}
 	if !read.presence {
 		return a, nil
 	}

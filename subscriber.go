@@ -141,12 +141,18 @@ func (c *client) Unsubscribe(keys ...string) {
 // moment in which one that stays is missing. identities are those of Go
 // code's keys. It expects c.subsMu to be held.
 func (c *client) index(want map[string]struct{}, identities map[string]*identity) {
-	for key, s := range maps.Clone(c.subs) {
+	var gone []*subscription
+	for key, s := range c.subs {
 		if _, stays := want[key]; !stays {
-			c.unindex(s, false)
+			gone = append(gone, s)
 		}
 	}
+	var signedIn *credentials // of the request
+	for _, a := range c.granted {
+		signedIn = &a.grant.key.auth
+	}
 
+	// what comes before what goes: a key with other options is no new member
 	for key := range want {
 		a := c.granted[key]
 		delete(c.granted, key)
@@ -181,6 +187,12 @@ func (c *client) index(want map[string]struct{}, identities map[string]*identity
 		if a.refusal != nil {
 			c.refuse(s, a.refusal)
 		}
+		if g != nil && g.identity.Load() != a.identity {
+			s.resume(g) // it was decided anew before it had this holder
+		}
+	}
+	for _, s := range gone {
+		c.unindex(s, signedIn != nil && s.grant != nil && !signedIn.sameAccount(s.grant.key.auth))
 	}
 }
 

@@ -75,6 +75,17 @@ func openTables(db *sql.DB) (clean bool, err error) {
 	return clean, nil
 }
 
+// readSecret returns the secret of guests' ids, which is made once.
+func readSecret(db *sql.DB) (secret string, err error) {
+	if _, err := db.Exec("INSERT OR IGNORE INTO _topicsState VALUES ('secret', ?)", newSecret()); err != nil {
+		return "", fmt.Errorf("topics: failed to write the secret of the members' ids: %w", err)
+	}
+	if err := db.QueryRow("SELECT value FROM _topicsState WHERE id = 'secret'").Scan(&secret); err != nil {
+		return "", fmt.Errorf("topics: failed to read the secret of the members' ids: %w", err)
+	}
+	return secret, nil
+}
+
 func commit(db *sql.DB, batch []diskWrite, run string) (err error) {
 	tx, err := db.Begin()
 	if err != nil {

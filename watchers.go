@@ -116,9 +116,10 @@ func (p *presence) flush(shard *hubShard, tm *topicMembers, now time.Time) {
 	if len(tm.watchers) > 0 && !tm.counting {
 		lines = c.lines(tm)
 	}
-	// their number changes for all, and so does what they know when the list
-	// comes or goes
-	all := tm.counting != before || tm.counting && !c.empty()
+	// what all know is another thing when the list comes or goes, or their
+	// number without it
+	all := tm.counting != before || tm.counting && len(tm.byKey) != tm.told
+	tm.told = len(tm.byKey)
 	for s := range tm.watchers {
 		s.due = s.due || all || len(lines) > 0 && !s.mayShow(now.UnixNano())
 		if s.due {
@@ -219,8 +220,6 @@ type memberID struct {
 type changes struct {
 	joined, updated, left []*member
 }
-
-func (c changes) empty() bool { return len(c.joined)+len(c.updated)+len(c.left) == 0 }
 
 func (tm *topicMembers) takeChanges() (c changes) {
 	for key, change := range tm.changed {

@@ -77,12 +77,13 @@ func (c *client) write(e *core.RealtimeMessageEvent) error {
 	}
 	c.writing = false
 	if err != nil {
-		if errors.Is(err, os.ErrDeadlineExceeded) && c.close() {
-			c.onClosed(c, codeWriteTimeout)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			c.closeDead()
 		}
 		return err
 	}
 
+	c.peer.written()
 	c.flushed, c.shared = time.Now(), len(*frames) > flushBacklog
 	c.noteFlushed(*frames)
 	c.done(frames)
