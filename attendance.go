@@ -1,8 +1,6 @@
 package topics
 
 import (
-	"context"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,16 +64,18 @@ func newPresence(hub *hub, grants *grants, calls *hookCalls, disk *disk, config 
 	return p
 }
 
-// close ends the goroutine, and the app's handlers after the one that runs.
-// Nobody leaves any more: the next start expects the members back.
-func (p *presence) close(ctx context.Context) {
+// close ends the goroutine. Nobody leaves any more: the next start expects the
+// members back.
+func (p *presence) close() {
 	p.end.Do(func() { close(p.stop) })
 	p.start.Do(func() {}) // it is not started any more
 	p.running.Wait()
 	for _, topic := range p.queuedFlushes() {
 		p.flushQueued(topic) // for the disk
 	}
-	p.calls.close(ctx)
+	if p.disk != nil && p.hub.anyMembers() {
+		p.disk.add(diskWrite{alive: true})
+	}
 }
 
 // members returns those of a topic. The shard's lock is held.
@@ -94,7 +94,7 @@ func (p *presence) arrive(shard *hubShard, s *subscription, id *identity) {
 	tm := p.members(shard, s.topic)
 	m := tm.byKey[key]
 	if m == nil {
-		m = &member{key: key, since: time.Now(), lasting: !id.guest || s.options.resume != ""}
+		m = &member{key: key, since: time.Now(), lasting: !s.options.others && (!id.guest || s.options.resume != "")}
 		tm.byKey[key] = m
 		tm.mark(m, false)
 	}
@@ -108,7 +108,6 @@ func (p *presence) arrive(shard *hubShard, s *subscription, id *identity) {
 		p.revive(a)
 	}
 	a.subscriptions++
-	a.options = strings.TrimPrefix(s.key, s.topic)
 	s.attendee = a
 	if s.options.state != nil {
 		p.setState(a, s.options.state)
@@ -189,6 +188,9 @@ func (p *presence) depart(shard *hubShard, s *subscription, now bool) (lingers b
 	}
 	p.linger(a, time.Now().Add(p.grace))
 	tm.refresh(a.member, nil)
+	if a.grant != nil {
+		p.decided(shard, a, a.grant) // it may have been, before it had this holder
+	}
 	return true
 }
 
@@ -230,13 +232,17 @@ func (p *presence) updated(shard *hubShard, a *attendee, id *identity) {
 }
 
 // resume implements [holder], for an attendee in its grace.
-func (a *attendee) resume(g *grant) { a.presence.decided(a, g) }
-
-func (p *presence) decided(a *attendee, g *grant) {
-	shard := p.hub.shard(a.topic)
+func (a *attendee) resume(g *grant) {
+	shard := a.presence.hub.shard(a.topic)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
+	a.presence.decided(shard, a, g)
+}
+
+// decided takes over what the newest decision says of an attendee in its grace.
+// The shard's lock is held.
+func (p *presence) decided(shard *hubShard, a *attendee, g *grant) {
 	if a.member == nil || a.grant != g || !g.fresh(time.Now().UnixNano()) {
 		return
 	}
@@ -276,10 +282,10 @@ func (p *presence) call(topic string, c changes) {
 		return
 	}
 	for _, m := range c.left {
-		p.calls.add(call{kind: callLeave, topic: topic, key: m.key, member: m.public()})
+		p.calls.add(call{kind: callLeave, topic: topic, key: m.key, member: m.line().member()})
 	}
 	for _, m := range c.joined {
-		p.calls.add(call{kind: callJoin, topic: topic, key: m.key, member: m.public()})
+		p.calls.add(call{kind: callJoin, topic: topic, key: m.key, member: m.line().member()})
 	}
 }
 

@@ -202,12 +202,16 @@ func (hc *hookCalls) run(c call) {
 	}
 }
 
-// close waits, until ctx is done, for the handlers that run.
-func (hc *hookCalls) close(ctx context.Context) {
+// close starts no more handlers.
+func (hc *hookCalls) close() {
 	hc.mu.Lock()
-	hc.closed = true
-	hc.mu.Unlock()
+	defer hc.mu.Unlock()
 
+	hc.closed = true
+}
+
+// wait waits, until ctx is done, for the handlers that run.
+func (hc *hookCalls) wait(ctx context.Context) {
 	done := make(chan struct{})
 	go func() {
 		hc.running.Wait()

@@ -6,7 +6,7 @@ import (
 )
 
 // deadline is the end of a grace (an attendee's, a topic's, or that after the
-// start), or else the time of a flush.
+// start), or else the time of something that is due.
 type deadline struct {
 	at        time.Time
 	index     int // in the heap
@@ -14,6 +14,7 @@ type deadline struct {
 	occupancy *occupancy
 	flush     string // topic
 	restored  bool   // members from before the start are not looked for any more
+	alive     bool   // the disk is to be told that there are members
 }
 
 // at expects p.mu to be held.
@@ -76,10 +77,12 @@ func (p *presence) run() {
 			case d.attendee != nil:
 				p.ended(d.attendee, now)
 			case d.occupancy != nil:
-				p.calls.add(call{kind: callVacated, topic: d.occupancy.topic})
+				p.vacated(d.occupancy)
 			case d.restored:
 				p.endRestore()
-			default:
+			case d.alive:
+				p.stayAlive()
+			case d.flush != "":
 				p.flushQueued(d.flush)
 			}
 		}
@@ -108,7 +111,7 @@ func (p *presence) take(now time.Time) (ended []*deadline) {
 		case d.attendee != nil:
 			d.attendee.ending = nil
 		case d.occupancy != nil:
-			delete(p.occupied, d.occupancy.topic)
+			d.occupancy.ending, d.occupancy.over = nil, true
 		}
 		ended = append(ended, d)
 	}

@@ -79,13 +79,13 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 	}
 	tracks := d != nil && d.tracks
 	nothingToSee := outcome{denial: denyNoPresence(), reason: reasonNoPresence}
-	if d != nil && d.open(a) && (!tracks || auth.id == "") {
+	if d != nil && d.open(a) && (!tracks || auth.id == "" || a == actionPresence) {
 		p.grants.watch(g, reads{})
 		if a == actionPresence && !tracks {
 			return nothingToSee
 		}
 		o := outcome{until: forever}
-		if tracks {
+		if tracks && a == actionSubscribe {
 			o.identity = &identity{guest: true}
 		}
 		return o

@@ -55,8 +55,8 @@ type disk struct {
 
 // diskWrite is one of: a message, with the first position that is kept; a
 // topic's end; a topic's first position; a subscriber's position; the end of
-// positions that have expired by then; a member; the end of the members that an
-// earlier process has left.
+// positions that have expired by then; a member; that members
+// are there; the end of the members that an earlier process has left.
 type diskWrite struct {
 	entry    *entry
 	topic    string
@@ -66,6 +66,7 @@ type diskWrite struct {
 	expire   time.Time
 
 	member        *savedMember
+	alive         bool
 	forgetMembers bool
 }
 
@@ -83,8 +84,8 @@ func newDisk() *disk {
 }
 
 // prepare makes the tables and starts the writer, unless that was done before.
-// Until then there is no disk. It returns the secret of guests' ids.
-func (d *disk) prepare(app core.App) (secret string, err error) {
+// Until then there is no disk.
+func (d *disk) prepare(app core.App) (left leftBehind, err error) {
 	d.preparing.Lock()
 	defer d.preparing.Unlock()
 
@@ -92,33 +93,33 @@ func (d *disk) prepare(app core.App) (secret string, err error) {
 	ready, closed := d.ready, d.closed
 	d.mu.Unlock()
 	if closed {
-		return "", ErrClosed
+		return left, ErrClosed
 	}
 
 	builder, ok := app.AuxNonconcurrentDB().(*dbx.DB)
 	if !ok {
-		return "", errors.New("topics: the history cannot be opened inside a transaction of the auxiliary database")
+		return left, errors.New("topics: the history cannot be opened inside a transaction of the auxiliary database")
 	}
 	db := builder.DB()
 	if ready {
-		return readSecret(db)
+		return readLeftBehind(db)
 	}
 	clean, err := openTables(db)
 	if err != nil {
-		return "", err
+		return left, err
 	}
-	if secret, err = readSecret(db); err != nil {
-		return "", err
+	if left, err = readLeftBehind(db); err != nil {
+		return left, err
 	}
 
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return "", ErrClosed
+		return left, ErrClosed
 	}
 	d.clean, d.ready = clean, true
 	d.running.Go(func() { d.work(app, db) })
-	return secret, nil
+	return left, nil
 }
 
 func (d *disk) write(e *entry, first uint64) {
@@ -132,8 +133,9 @@ func (d *disk) save(p savedPosition)              { d.add(diskWrite{position: &p
 func (d *disk) add(w diskWrite) {
 	d.mu.Lock()
 	if !d.ready || d.closed || len(d.pending) >= diskBacklog {
-		d.broken = d.broken || d.ready && w.position == nil && w.member == nil
-		d.overflown = d.overflown || len(d.pending) >= diskBacklog
+		ofHistory := w.position == nil && w.member == nil
+		d.broken = d.broken || d.ready && ofHistory
+		d.overflown = d.overflown || len(d.pending) >= diskBacklog && ofHistory
 		d.mu.Unlock()
 		return
 	}

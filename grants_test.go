@@ -1,7 +1,6 @@
 package topics
 
 import (
-	"context"
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
@@ -56,7 +55,7 @@ func newBench(t *testing.T, stepwise bool) *bench {
 }
 
 func (b *bench) close() {
-	b.p.presence.close(context.Background())
+	b.p.presence.close()
 	b.p.hub.close()
 	b.p.grants.close()
 }

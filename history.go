@@ -359,12 +359,12 @@ func (p *Plugin) openDisk(app core.App) {
 	if p.history.disk == nil {
 		return
 	}
-	secret, err := p.history.disk.prepare(app)
+	left, err := p.history.disk.prepare(app)
 	if err != nil {
 		app.Logger().Error("Failed to open the histories of topics: they are in memory only", "error", err.Error())
 		return
 	}
-	p.presence.restore(secret)
+	p.presence.restore(left)
 	// what was sent before is not part of the disk's logs
 	for i := range p.hub.shards {
 		shard := &p.hub.shards[i]

@@ -129,7 +129,9 @@ func (h *hub) add(s *subscription, a *admission) {
 	if a.watches() {
 		h.presence.enlist(shard, s, a.watch)
 	}
-	h.presence.attend(shard, s, a.identity)
+	if a.grant == nil || a.grant.fresh(time.Now().UnixNano()) {
+		h.presence.attend(shard, s, a.identity)
+	} // else the next decision lets it be a member, or not
 	h.presence.show(shard, s)
 }
 

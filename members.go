@@ -46,7 +46,7 @@ type member struct {
 	state      json.RawMessage // the newest of the attendees
 	since      time.Time
 	attendees  []*attendee
-	lasting    bool // it can come back after a restart
+	lasting    bool // it is looked for after a restart
 
 	json []byte // replaced, never changed
 }
@@ -60,7 +60,6 @@ type attendee struct {
 	// guarded by the topic's lock
 	member        *member // nil when it has left
 	client        *client // nil: from before a restart
-	options       string  // of the newest subscription's key, as sent
 	subscriptions int
 	state         json.RawMessage
 	stated        uint64    // when the state was set, in the order of all
@@ -174,21 +173,11 @@ func (m *member) connections() (open int) {
 	return open
 }
 
-func (m *member) public() Member {
-	public := Member{ID: m.key.id, Collection: m.collection, State: m.state, Since: m.since, Connections: m.connections()}
-	if m.record != nil {
-		if err := json.Unmarshal(m.record, &public.Record); err != nil {
-			panic(err) // it was marshalled
-		}
-	}
-	return public
-}
-
 func (m *member) line() memberLine {
 	return memberLine{m.key.id, m.collection, m.record, m.state, m.since, m.connections()}
 }
 
-// memberLine is a member as clients see it.
+// memberLine is what there is to see of a member.
 type memberLine struct {
 	ID          string
 	Collection  string
@@ -196,6 +185,16 @@ type memberLine struct {
 	State       json.RawMessage
 	Since       time.Time
 	Connections int
+}
+
+func (l memberLine) member() Member {
+	m := Member{ID: l.ID, Collection: l.Collection, State: l.State, Since: l.Since, Connections: l.Connections}
+	if l.Record != nil {
+		if err := json.Unmarshal(l.Record, &m.Record); err != nil {
+			panic(err) // it was marshalled
+		}
+	}
+	return m
 }
 
 func (l memberLine) wire() any {

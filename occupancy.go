@@ -8,6 +8,7 @@ import (
 type occupancy struct {
 	topic  string
 	ending *deadline // nil while there are subscribers
+	over   bool      // its end was taken
 }
 
 // occupy notes that a topic has subscribers, if the app wants to know. The
@@ -21,7 +22,7 @@ func (p *presence) occupy(topic string) {
 
 	if o := p.occupied[topic]; o != nil {
 		p.cancel(o.ending)
-		o.ending = nil
+		o.ending, o.over = nil, false
 		return
 	}
 	p.occupied[topic] = &occupancy{topic: topic}
@@ -31,6 +32,9 @@ func (p *presence) occupy(topic string) {
 // vacate notes that a topic has lost its last subscriber. The shard's lock is
 // held.
 func (p *presence) vacate(topic string) {
+	if !p.calls.wantsTopics() {
+		return
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
@@ -38,5 +42,16 @@ func (p *presence) vacate(topic string) {
 		o.ending = p.at(time.Now().Add(p.grace))
 		o.ending.occupancy = o
 		p.wakeUp()
+	}
+}
+
+// vacated tells the app, unless somebody has come meanwhile.
+func (p *presence) vacated(o *occupancy) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	if o.over {
+		delete(p.occupied, o.topic)
+		p.calls.add(call{kind: callVacated, topic: o.topic})
 	}
 }

@@ -18,6 +18,12 @@ type subscribeOptions struct {
 	resume   string // the position is kept under this id
 	presence bool   // the members are shown
 	state    []byte // what this connection shows as a member: an object, or nil
+	others   bool   // there are options that only rules know
+}
+
+// noOptions are those of a key without any.
+func noOptions() subscriptions.SubscriptionOptions {
+	return subscriptions.SubscriptionOptions{Query: map[string]string{}, Headers: map[string]string{}}
 }
 
 // maxResumeID is the longest resume option, in bytes.
@@ -57,6 +63,15 @@ func optionsOf(key string, o subscriptions.SubscriptionOptions) (read subscribeO
 		}
 		// a repeated message can only be recognised by its id
 		read.resume, read.envelope = resume, true
+	}
+
+	read.others = len(o.Headers) > 0
+	for name := range o.Query {
+		switch name {
+		case "envelope", "presence", "replay", "resume", "state":
+		default:
+			read.others = true
+		}
 	}
 
 	if _, given := o.Query["state"]; given {

@@ -369,12 +369,14 @@ func (p *Plugin) close(ctx context.Context, app core.App) error {
 
 	p.commits.close()
 	err := p.config.Broker.Close()
-	p.presence.close(ctx) // who goes from now on is not said to leave
+	p.calls.close()
+	p.presence.close() // who goes from now on is not said to leave
 	p.hub.close()
 	p.grants.close()
 	p.foreign.close(ctx)
 	err = errors.Join(err, p.history.close(app))
 	p.rules.close()
+	p.calls.wait(ctx)
 
 	return err
 }

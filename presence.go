@@ -74,13 +74,20 @@ func PresenceCount(app core.App, topic string) (int, error) {
 
 // Presence is [Presence] on an app whose plugin is at hand.
 func (p *Plugin) Presence(app core.App, topic string) (list []Member, err error) {
+	var lines []memberLine
 	err = p.withMembers(app, topic, func(tm *topicMembers) {
-		list = make([]Member, 0, tm.count())
 		for _, m := range tm.sorted() {
-			list = append(list, m.public())
+			lines = append(lines, m.line())
 		}
 	})
-	return list, err
+	if err != nil {
+		return nil, err
+	}
+	list = make([]Member, len(lines))
+	for i, l := range lines {
+		list[i] = l.member()
+	}
+	return list, nil
 }
 
 // PresenceCount is [PresenceCount] on an app whose plugin is at hand.
@@ -143,7 +150,7 @@ func identityOf(app core.App, d *definition, auth *core.Record) (*identity, erro
 	shown := auth.Fresh()
 	event := new(core.RecordEnrichEvent)
 	event.App = app
-	event.RequestInfo = &core.RequestInfo{Context: core.RequestInfoContextRealtime, Method: "GET"}
+	event.RequestInfo = realtimeInfo(noOptions(), nil)
 	event.Record = shown
 	enrich := routine.SafeWrap(func() error { // no request stands around it
 		return app.OnRecordEnrich().Trigger(event, func(*core.RecordEnrichEvent) error { return nil })

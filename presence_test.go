@@ -2,7 +2,9 @@ package topics_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -341,4 +343,56 @@ func TestManyMembersAreCounted(t *testing.T) {
 	}
 	require.False(t, v.counted, "a tenth below the limit")
 	require.Len(t, v.ids(), 9)
+}
+
+// Where the list would be long in bytes there is the number too.
+func TestLongStatesAreCounted(t *testing.T) {
+	_, s := newPresenceApp(t, topics.Config{QueueBytes: 16 << 10})
+	v := s.watch("", watching("room/1"))
+	for range 3 {
+		c := s.connect()
+		c.mustSubscribe("", "room/1")
+		state := `{"x":"` + strings.Repeat("x", 2000) + `"}`
+		require.Equal(t, http.StatusNoContent, s.setState("", c, "room/1", state).status)
+	}
+	for !v.counted {
+		v.apply(v.c.next())
+	}
+	for v.count < 4 {
+		v.apply(v.c.next())
+	}
+}
+
+// The snapshot comes after what is replayed, also where that is more than fits
+// into the queue.
+func TestTheSnapshotFollowsTheReplay(t *testing.T) {
+	app, s := newPresenceApp(t, topics.Config{QueueMessages: 8})
+	define(t, app, map[string]any{"pattern": "kept", "subscribeRule": "", "presenceRule": "", "presence": true, "history": 100})
+	notifyAll(t, app, "kept", 1, 60)
+	c := s.connect()
+	c.mustSubscribe("", key("kept", map[string]any{"presence": true, "replay": 60}))
+	v := newView(c)
+	v.until("presence")
+	require.Len(t, v.types, 62)
+	require.Equal(t, "ready", v.types[0])
+	require.Equal(t, "message", v.types[60])
+	require.Len(t, v.ids(), 1)
+}
+
+// A connection is its owner's by the address too, as for PocketBase.
+func TestAStateIsOfTheConnectionsAddress(t *testing.T) {
+	app, s := newPresenceApp(t, topics.Config{})
+	app.Settings().TrustedProxy.Headers = []string{"X-Test-IP"}
+	require.NoError(t, app.Save(app.Settings()))
+	c := s.connect()
+	c.mustSubscribe("", "room/1")
+	require.Equal(t, http.StatusNoContent, s.setState("", c, "room/1", `{}`).status)
+
+	req, err := http.NewRequest(http.MethodPost, s.url+"/api/topics/presence", strings.NewReader(fmt.Sprintf(`{"topic":"room/1","clientId":%q,"state":{}}`, c.id)))
+	require.NoError(t, err)
+	req.Header.Set("X-Test-IP", "192.0.2.1")
+	res, err := s.http.Do(req)
+	require.NoError(t, err)
+	require.NoError(t, res.Body.Close())
+	require.Equal(t, http.StatusForbidden, res.StatusCode)
 }

@@ -19,12 +19,11 @@ import (
 
 // savedMember is a member on the disk.
 type savedMember struct {
-	topic   string
-	key     memberKey
-	options string // of the subscription key that let it in
-	state   []byte
-	since   time.Time
-	gone    bool // it is to be deleted
+	topic string
+	key   memberKey
+	state []byte
+	since time.Time
+	gone  bool // it is to be deleted
 }
 
 // save puts on the disk what has changed. It does not block.
@@ -46,16 +45,30 @@ func (d *disk) saveMember(topic string, m *member, gone bool) {
 	if !m.lasting {
 		return
 	}
-	s := savedMember{topic: topic, key: m.key, state: m.state, since: m.since, gone: gone}
-	if n := len(m.attendees); n > 0 {
-		s.options = m.attendees[n-1].options
-	}
-	d.add(diskWrite{member: &s})
+	d.add(diskWrite{member: &savedMember{topic: topic, key: m.key, state: m.state, since: m.since, gone: gone}})
 }
 
+const (
+	// aliveEvery is how often the disk is told that there are members.
+	aliveEvery = 30 * time.Second
+
+	// outage is how long the server may have been away for members of then to
+	// be looked for. The last that is known of it can be so much older.
+	outage = time.Minute
+)
+
 // restore lets members from before the start come back until the grace is over.
-func (p *presence) restore(secret string) {
-	p.secret.Store(&secret)
+func (p *presence) restore(left leftBehind) {
+	p.secret.Store(&left.secret)
+	p.mu.Lock()
+	p.at(time.Now().Add(aliveEvery)).alive = true
+	p.mu.Unlock()
+	p.wakeUp()
+	if time.Since(left.alive) > outage+aliveEvery {
+		p.disk.add(diskWrite{forgetMembers: true})
+		return
+	}
+
 	until := time.Now().Add(p.grace)
 	p.restoring.Store(until.UnixNano())
 
@@ -63,6 +76,30 @@ func (p *presence) restore(secret string) {
 	p.at(until).restored = true
 	p.mu.Unlock()
 	p.wakeUp()
+}
+
+// stayAlive tells the disk that there are members, so that a restart looks for
+// them.
+func (p *presence) stayAlive() {
+	if p.hub.anyMembers() {
+		p.disk.add(diskWrite{alive: true})
+	}
+	p.mu.Lock()
+	p.at(time.Now().Add(aliveEvery)).alive = true
+	p.mu.Unlock()
+}
+
+func (h *hub) anyMembers() bool {
+	for i := range h.shards {
+		shard := &h.shards[i]
+		shard.mu.Lock()
+		found := len(shard.members) > 0
+		shard.mu.Unlock()
+		if found {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *presence) endRestore() {
@@ -139,8 +176,7 @@ func (p *Plugin) restoreMember(app core.App, saved savedMember, until time.Time)
 		auth = credentialsFor(record)
 	}
 
-	key := saved.topic + saved.options
-	g := p.grants.acquire(app, actionSubscribe, key, parseKeys([]string{key})[key], auth)
+	g := p.grants.acquire(app, actionSubscribe, saved.topic, noOptions(), auth)
 	denied := p.grants.decideFor(g)
 	id := g.identity.Load()
 	if denied != nil || id == nil || id.guest != (saved.key.collection == "") {
@@ -176,7 +212,7 @@ func (p *presence) place(saved savedMember, id *identity, g *grant, until time.T
 		return
 	}
 	m := &member{key: saved.key, since: saved.since, lasting: true}
-	a := &attendee{presence: p, topic: saved.topic, member: m, options: saved.options, grant: g}
+	a := &attendee{presence: p, topic: saved.topic, member: m, grant: g}
 	m.attendees = []*attendee{a}
 	if saved.state != nil {
 		p.setState(a, saved.state)
@@ -207,7 +243,7 @@ func (d *disk) members(app core.App, topic string) ([]savedMember, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
 	defer cancel()
 
-	rows, err := db.DB().QueryContext(ctx, "SELECT collection, id, options, state, since FROM _topicsMembers WHERE topic = ? AND run <> ? ORDER BY since", topic, d.run)
+	rows, err := db.DB().QueryContext(ctx, "SELECT collection, id, state, since FROM _topicsMembers WHERE topic = ? AND run <> ? ORDER BY since", topic, d.run)
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +256,7 @@ func (d *disk) members(app core.App, topic string) ([]savedMember, error) {
 			state string
 			since int64
 		)
-		if err := rows.Scan(&m.key.collection, &m.key.id, &m.options, &state, &since); err != nil {
+		if err := rows.Scan(&m.key.collection, &m.key.id, &state, &since); err != nil {
 			return nil, err
 		}
 		if state != "" {

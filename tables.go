@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -38,7 +39,6 @@ CREATE TABLE IF NOT EXISTS _topicsMembers (
 	collection TEXT NOT NULL,
 	id         TEXT NOT NULL,
 	run        TEXT NOT NULL,
-	options    TEXT NOT NULL,
 	state      TEXT NOT NULL,
 	since      INTEGER NOT NULL,
 	PRIMARY KEY (topic, collection, id)
@@ -75,15 +75,25 @@ func openTables(db *sql.DB) (clean bool, err error) {
 	return clean, nil
 }
 
-// readSecret returns the secret of guests' ids, which is made once.
-func readSecret(db *sql.DB) (secret string, err error) {
+// leftBehind is what earlier processes have left for the members.
+type leftBehind struct {
+	secret string    // guests' ids are made with it
+	alive  time.Time // when members were there, within aliveEvery
+}
+
+func readLeftBehind(db *sql.DB) (left leftBehind, err error) {
 	if _, err := db.Exec("INSERT OR IGNORE INTO _topicsState VALUES ('secret', ?)", newSecret()); err != nil {
-		return "", fmt.Errorf("topics: failed to write the secret of the members' ids: %w", err)
+		return left, fmt.Errorf("topics: failed to write the secret of the members' ids: %w", err)
 	}
-	if err := db.QueryRow("SELECT value FROM _topicsState WHERE id = 'secret'").Scan(&secret); err != nil {
-		return "", fmt.Errorf("topics: failed to read the secret of the members' ids: %w", err)
+	if err := db.QueryRow("SELECT value FROM _topicsState WHERE id = 'secret'").Scan(&left.secret); err != nil {
+		return left, fmt.Errorf("topics: failed to read the secret of the members' ids: %w", err)
 	}
-	return secret, nil
+	var alive int64
+	if err := db.QueryRow("SELECT value FROM _topicsState WHERE id = 'alive'").Scan(&alive); err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return left, fmt.Errorf("topics: failed to read when there were members: %w", err)
+	}
+	left.alive = time.Unix(0, alive)
+	return left, nil
 }
 
 func commit(db *sql.DB, batch []diskWrite, run string) (err error) {
@@ -104,7 +114,9 @@ func commit(db *sql.DB, batch []diskWrite, run string) (err error) {
 	defer func() { _ = insert.Close() }() // the transaction's end closes it anyway
 
 	first := map[string]uint64{}
+	alive := false
 	for _, w := range batch {
+		alive = alive || w.member != nil || w.alive
 		switch {
 		case w.entry != nil:
 			m := w.entry.message
@@ -133,6 +145,7 @@ func commit(db *sql.DB, batch []diskWrite, run string) (err error) {
 			if err = commitMember(tx, *w.member, run); err != nil {
 				return err
 			}
+		case w.alive:
 		case w.forgetMembers:
 			if _, err = tx.Exec("DELETE FROM _topicsMembers WHERE run <> ?", run); err != nil {
 				return err
@@ -149,6 +162,11 @@ func commit(db *sql.DB, batch []diskWrite, run string) (err error) {
 			first[w.topic] = w.first
 		}
 	}
+	if alive {
+		if _, err = tx.Exec("INSERT OR REPLACE INTO _topicsState VALUES ('alive', ?)", strconv.FormatInt(time.Now().UnixNano(), 10)); err != nil {
+			return err
+		}
+	}
 	for topic, offset := range first {
 		if _, err = tx.Exec("DELETE FROM _topicsMessages WHERE topic = ? AND position < ?", topic, int64(offset)); err != nil {
 			return err
@@ -162,8 +180,8 @@ func commitMember(tx *sql.Tx, m savedMember, run string) (err error) {
 		_, err = tx.Exec("DELETE FROM _topicsMembers WHERE topic = ? AND collection = ? AND id = ?", m.topic, m.key.collection, m.key.id)
 		return err
 	}
-	_, err = tx.Exec("INSERT OR REPLACE INTO _topicsMembers VALUES (?, ?, ?, ?, ?, ?, ?)",
-		m.topic, m.key.collection, m.key.id, run, m.options, string(m.state), m.since.UnixNano())
+	_, err = tx.Exec("INSERT OR REPLACE INTO _topicsMembers VALUES (?, ?, ?, ?, ?, ?)",
+		m.topic, m.key.collection, m.key.id, run, string(m.state), m.since.UnixNano())
 	return err
 }
 

@@ -129,7 +129,7 @@ func (p *presence) flush(shard *hubShard, tm *topicMembers, now time.Time) {
 		for _, line := range lines {
 			if !s.client.enqueue(frame{event: s.group.event, data: line}) {
 				s.due = true
-				s.press(true)
+				p.catchUp(tm, s, now)
 				break
 			}
 		}
@@ -153,8 +153,16 @@ func (p *presence) catchUp(tm *topicMembers, s *subscription, now time.Time) {
 	if !s.due || len(tm.changed) > 0 || !s.mayShow(now.UnixNano()) {
 		return // a flush or a decision comes, or the history's end
 	}
-	s.due = !s.client.enqueue(frame{event: s.group.event, data: tm.snapshotLine()})
-	s.press(s.due)
+	snapshot := frame{event: s.group.event, data: tm.snapshotLine()}
+	if !s.client.enqueue(snapshot) {
+		// once more, because the writer may have come to the end just before
+		s.press(true)
+		if !s.client.enqueue(snapshot) {
+			return
+		}
+	}
+	s.due = false
+	s.press(false)
 }
 
 // retry is catchUp for a subscription that may be a watcher. The shard's lock

@@ -145,14 +145,16 @@ func TestAWatcherCatchesUpWithASnapshot(t *testing.T) {
 		c.refill()
 		require.Empty(t, c.received())
 
-		// a stale decision
-		watch.marked.Add(1)
-		b.join()
-		time.Sleep(flushPeriod)
-		synctest.Wait()
-		require.Empty(t, c.received())
-		b.p.grants.decideAgain(watch)
-		require.Equal(t, []string{"presence 5/5"}, told(t, c.received()))
+		// a stale decision, of the members or of the topic
+		for i, stale := range []*grant{watch, c.subs[watchingA].grant} {
+			stale.marked.Add(1)
+			b.join()
+			time.Sleep(flushPeriod)
+			synctest.Wait()
+			require.Empty(t, c.received())
+			b.p.grants.decideAgain(stale)
+			require.Equal(t, []string{fmt.Sprintf("presence %d/%[1]d", 5+i)}, told(t, c.received()))
+		}
 
 		// and no longer
 		b.allowed.Store(false)
