@@ -83,7 +83,7 @@ func serve(k kind) (err error) {
 }
 
 func createCollections(app core.App) error {
-	if err := testserver.CreateMembers(app, "room"); err != nil {
+	if err := testserver.CreateMembers(app, "members", "room"); err != nil {
 		return err
 	}
 	everyone := ""

@@ -1,13 +1,15 @@
 // Command stress looks for a message that is lost, repeated, out of order or
-// delivered without the right, while everything goes wrong that can.
+// delivered without the right, and for a member who is shown wrongly, to the
+// wrong ones or not at all, while everything goes wrong that can.
 //
 //	make stress
 //
 // A server with histories runs as a process of its own. Publishers publish,
 // subscribers come with and without options, their connections are cut at any
-// byte, some stop reading for a while, members lose their access and get it
-// back, and the server is stopped and killed. For each subscriber the program
-// knows what may, must and must not arrive.
+// byte, some stop reading for a while, accounts lose their access or the sight of
+// the members and get them back, change their names and states, and the server is
+// stopped and killed. For each subscriber the program knows what may, must and
+// must not arrive.
 package main
 
 import (

@@ -30,6 +30,7 @@ type stress struct {
 	address string
 	http    *http.Client
 	truth   *truth
+	crowd   *crowd
 	random  *rand.Rand
 
 	server *testserver.Process
@@ -64,12 +65,14 @@ func (r *stress) untrack(c net.Conn) {
 type figures struct {
 	seed                                                                             uint64
 	published, delivered, repeated, gaps, recovered, cuts, stalls, revoked, restarts int64
+	presence, refused                                                                int64
 	faults                                                                           []string
 }
 
 func (f figures) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d messages published, %d delivered, %d of them repeated with their id\n", f.published, f.delivered, f.repeated)
+	fmt.Fprintf(&b, "%d events about members, %d times they were refused\n", f.presence, f.refused)
 	fmt.Fprintf(&b, "%d connections cut, %d stalled, %d restarts, %d refusals, %d recoveries, %d gaps told\n", f.cuts, f.stalls, f.restarts, f.revoked, f.recovered, f.gaps)
 	fmt.Fprintf(&b, "%d faults (repeat with -seed %d)", len(f.faults), f.seed)
 	for _, fault := range f.faults {
@@ -87,7 +90,7 @@ func run(o options) (f figures, err error) {
 	defer os.RemoveAll(dir)
 
 	r := &stress{
-		options: o, dir: dir, truth: newTruth(), address: "127.0.0.1:0",
+		options: o, dir: dir, truth: newTruth(), crowd: newCrowd(), address: "127.0.0.1:0",
 		random: rand.New(rand.NewPCG(o.seed, 1)),
 		http:   &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 		conns:  map[net.Conn]struct{}{},
@@ -103,21 +106,10 @@ func run(o options) (f figures, err error) {
 		return f, err
 	}
 
-	// how the topics are shared out
-	names := []string{"many/1", "many/2", "few/1", "brief/1"}
 	var subscribers []*subscriber
 	for i := range o.subscribers {
-		s := &subscriber{
-			run: r, user: "user" + strconv.Itoa(i), token: tokens["user"+strconv.Itoa(i)], topic: names[i%len(names)],
-			ids: map[int]string{}, skipped: map[int]bool{}, random: rand.New(rand.NewPCG(o.seed, uint64(i)+2)),
-		}
-		switch i / len(names) % 3 {
-		case 0, 1:
-			s.resume = fmt.Sprint("r", i)
-		case 2:
-			s.replay = i % 5
-		}
-		if err := r.member(s, true); err != nil {
+		s := r.subscriber(i, tokens)
+		if err := r.restoreRights(s); err != nil {
 			return f, err
 		}
 		subscribers = append(subscribers, s)
@@ -127,7 +119,7 @@ func run(o options) (f figures, err error) {
 	for _, s := range subscribers {
 		living.Go(s.live)
 	}
-	for _, topic := range names {
+	for _, topic := range topicNames {
 		publishing.Go(func() { r.publishTo(topic) })
 	}
 
@@ -137,11 +129,12 @@ func run(o options) (f figures, err error) {
 	r.ending.Store(true)
 	publishing.Wait()
 	for _, s := range subscribers {
-		if err := r.member(s, true); err != nil {
+		if err := r.restoreRights(s); err != nil {
 			return f, err
 		}
 	}
 	r.settle(subscribers)
+	r.settleMembers(subscribers)
 
 	r.ended.Store(true)
 	r.mu.Lock()
@@ -153,6 +146,7 @@ func run(o options) (f figures, err error) {
 
 	t := r.truth
 	f = figures{
+		presence: t.presence.Load(), refused: t.refused.Load(),
 		seed: o.seed, published: t.published.Load(), delivered: t.delivered.Load(), repeated: t.repeated.Load(), gaps: t.gaps.Load(),
 		recovered: t.recovered.Load(), cuts: t.cuts.Load(), stalls: t.stalls.Load(), revoked: t.revoked.Load(), restarts: t.restarts.Load(), faults: t.faults,
 	}
@@ -184,11 +178,18 @@ func (r *stress) publish(topic string) {
 func (r *stress) accidents(subscribers []*subscriber) {
 	end := time.Now().Add(r.duration)
 	restart := time.Now().Add(r.duration / 4)
+	var longer sync.WaitGroup
 	for i := 0; time.Now().Before(end); i++ {
 		s := subscribers[r.random.IntN(len(subscribers))]
-		if err := r.member(s, false); err == nil {
-			time.Sleep(time.Duration(r.random.IntN(60)) * time.Millisecond)
-			_ = r.member(s, true) // else at the end
+		pause := time.Duration(r.random.IntN(60)) * time.Millisecond
+		of := r.accident(s, r.random.IntN(5))
+		switch {
+		case of == nil:
+			time.Sleep(pause)
+		case r.random.IntN(10) == 0:
+			longer.Go(func() { of(within + 10*pause) })
+		default:
+			of(pause)
 		}
 		if r.random.IntN(20) == 0 {
 			// fill the limit of topics, so that the others have to go
@@ -203,26 +204,57 @@ func (r *stress) accidents(subscribers []*subscriber) {
 			r.restart(i%2 == 0)
 		}
 	}
+	longer.Wait()
 }
 
-func (r *stress) member(s *subscriber, on bool) error {
-	if on {
-		s.mu.Lock()
-		s.removed = time.Time{}
-		s.mu.Unlock()
+// accident returns one that may befall somebody, or nil: it sets a state, gets
+// another name, or loses a right for a while.
+func (r *stress) accident(s *subscriber, kind int) func(time.Duration) {
+	if kind == 0 && s.states {
+		return func(time.Duration) { _ = s.setState() } // it may be away
 	}
-	body, err := json.Marshal(map[string]any{"user": s.user, "topic": s.topic, "on": on})
-	if err != nil {
+	if s.user == "" {
+		return nil
+	}
+	p := s.person
+	right, collection := &p.member, "members"
+	switch {
+	case kind == 1:
+		return func(time.Duration) { _ = r.rename(s) } // at the end again
+	case s.topic == lobby:
+		return nil
+	case kind == 2 && s.sees:
+		right, collection = &p.viewer, "viewers"
+	}
+	return func(pause time.Duration) {
+		if !p.accident.TryLock() {
+			return
+		}
+		defer p.accident.Unlock()
+		if err := r.give(s, right, collection, false); err == nil {
+			time.Sleep(pause)
+			_ = r.give(s, right, collection, true) // else at the end
+		}
+	}
+}
+
+// give gives or takes a right.
+func (r *stress) give(s *subscriber, right *right, collection string, on bool) error {
+	return r.crowd.change(s.person, right, on, func() error {
+		body, err := json.Marshal(map[string]any{"collection": collection, "user": s.user, "topic": s.topic, "on": on})
+		if err != nil {
+			return err
+		}
+		return r.post("/stress/member", "", string(body), nil)
+	})
+}
+
+func (r *stress) rename(s *subscriber) error {
+	name := fmt.Sprint("name", time.Now().UnixNano())
+	if err := r.post("/stress/name", "", fmt.Sprintf(`{"user":%q,"name":%q}`, s.user, name), nil); err != nil {
 		return err
 	}
-	if err := r.post("/stress/member", "", string(body), nil); err != nil {
-		return err
-	}
-	if !on {
-		s.mu.Lock()
-		s.removed = time.Now()
-		s.mu.Unlock()
-	}
+	r.crowd.rename(s.person, name)
 	return nil
 }
 
@@ -238,7 +270,7 @@ func (r *stress) settle(subscribers []*subscriber) {
 				break
 			}
 			if time.Now().After(deadline) {
-				r.truth.fault("%s of %s does not receive any more (%d deliveries before)", s.user, s.topic, before)
+				r.truth.fault("%s of %s does not receive any more (%d deliveries before)", s.name(), s.topic, before)
 				break
 			}
 		}
@@ -255,6 +287,8 @@ func (r *stress) start() error {
 }
 
 func (r *stress) restart(clean bool) {
+	r.crowd.stop()
+	defer r.crowd.resume()
 	if clean {
 		r.server.Stop()
 	} else {
@@ -262,14 +296,22 @@ func (r *stress) restart(clean bool) {
 		r.truth.kills = append(r.truth.kills, time.Now())
 		r.truth.mu.Unlock()
 		r.server.Kill()
+		r.crowd.mu.Lock()
+		r.crowd.killed = time.Now()
+		r.crowd.mu.Unlock()
 	}
+	r.crowd.halt()
 	if err := r.start(); err != nil {
 		r.truth.fault("the server does not start again: %v", err)
 	}
 }
 
 func (r *stress) post(path, token, body string, answer any) error {
-	request, err := http.NewRequest(http.MethodPost, "http://"+r.address+path, bytes.NewReader([]byte(body)))
+	return r.request(http.MethodPost, path, token, body, answer)
+}
+
+func (r *stress) request(method, path, token, body string, answer any) error {
+	request, err := http.NewRequest(method, "http://"+r.address+path, bytes.NewReader([]byte(body)))
 	if err != nil {
 		return err
 	}

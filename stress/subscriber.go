@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -13,18 +14,24 @@ import (
 	"time"
 )
 
-// subscriber is one account on one topic, over many connections.
+// subscriber is an account or a guest on one topic, over many connections.
 type subscriber struct {
-	run    *stress
-	user   string
-	token  string
-	topic  string
-	resume string // "" for none
-	replay int
-	random *rand.Rand
+	run     *stress
+	user    string // "" for a guest
+	token   string
+	topic   string
+	resume  string // "" for none
+	replay  int
+	watches bool // it asks who is there
+	sees    bool // unless that was taken, it may know
+	states  bool // it sets them
+	option  bool // it comes with one
+	random  *rand.Rand
 
-	mu      sync.Mutex
-	removed time.Time // since when it is certainly no member
+	mu       sync.Mutex
+	person   *person // nil: a guest who does not know yet who it is
+	view     view    // of this connection
+	clientID string
 
 	// of the subscription's whole life; ids and last also under mu
 	ids     map[int]string // of the messages it has
@@ -32,6 +39,14 @@ type subscriber struct {
 	skipped map[int]bool   // what a gap has covered
 	gap     bool           // told since the last message
 	started bool           // a first ready has come
+}
+
+// name is for faults.
+func (s *subscriber) name() string {
+	if s.user == "" {
+		return "guest " + s.resume
+	}
+	return s.user
 }
 
 func (s *subscriber) key() string {
@@ -42,6 +57,12 @@ func (s *subscriber) key() string {
 	if s.replay > 0 {
 		query["replay"] = s.replay
 	}
+	if s.watches {
+		query["presence"] = true
+	}
+	if s.option {
+		query["state"] = map[string]int{"n": s.run.crowd.setsState(s.person)}
+	}
 	options, err := json.Marshal(map[string]any{"query": query})
 	if err != nil {
 		panic(err)
@@ -49,9 +70,15 @@ func (s *subscriber) key() string {
 	return s.topic + "?options=" + url.QueryEscape(string(options))
 }
 
-// live goes on until the end, one connection after the other.
+// live goes on until the end, one connection after the other. Now and then it
+// is away for longer than the grace.
 func (s *subscriber) live() {
 	for !s.run.over() {
+		if s.random.IntN(30) == 0 {
+			for end := time.Now().Add(grace * 3 / 2); time.Now().Before(end) && !s.run.calm(); {
+				time.Sleep(50 * time.Millisecond)
+			}
+		}
 		if err := s.connection(); err != nil {
 			time.Sleep(20 * time.Millisecond) // the server is away
 		}
@@ -67,10 +94,17 @@ type envelope struct {
 	To      string `json:"to"`
 	Count   *int   `json:"count"`
 	Reason  string `json:"reason"`
+
+	Code    string  `json:"code"`
+	Member  string  `json:"member"`
+	Members []shown `json:"members"`
 }
 
 // connection lasts until it is cut, by either side.
 func (s *subscriber) connection() error {
+	visit := s.begin()
+	defer s.run.crowd.end(visit)
+
 	conn, err := net.Dial("tcp", s.run.address)
 	if err != nil {
 		return err
@@ -98,11 +132,13 @@ func (s *subscriber) connection() error {
 				_ = tcp.SetLinger(0) // a reset, at any byte
 			}
 			_ = conn.Close()
+			s.run.crowd.end(visit)
 			s.run.truth.cuts.Add(1)
 		})
 		defer cut.Stop()
 	}
-	stall := s.random.IntN(8) == 0
+	stalls := s.random.IntN(8) == 0
+	var stalled time.Time
 
 	lines := bufio.NewReader(response.Body)
 	first := true
@@ -130,25 +166,79 @@ func (s *subscriber) connection() error {
 			if err := s.run.post("/api/realtime", s.token, string(body), nil); err != nil {
 				return err
 			}
+			s.mu.Lock()
+			s.clientID = hello.ClientID
+			s.mu.Unlock()
 			continue
 		}
 		var e envelope
 		if err := json.Unmarshal([]byte(data), &e); err != nil {
-			s.run.truth.fault("%s of %s got %q", s.user, s.topic, data)
+			s.run.truth.fault("%s of %s got %q", s.name(), s.topic, data)
 			continue
 		}
-		if stop := s.receive(e); stop {
+		if stop := s.receive(visit, e); stop {
 			return nil
 		}
-		if stall && !s.run.calm() && s.random.IntN(50) == 0 {
+		if stalls && !s.run.calm() && s.random.IntN(50) == 0 && time.Since(stalled) > overlap {
 			s.run.truth.stalls.Add(1)
 			time.Sleep(overlap / 4)
+			stalled = time.Now()
 		}
 	}
 }
 
+// begin is the beginning of a connection.
+func (s *subscriber) begin() *visit {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	if s.user == "" && s.resume == "" {
+		s.person = nil
+	}
+	v := s.run.crowd.come(s.person)
+	s.view = view{after: v.dialled}
+	s.clientID = ""
+	return v
+}
+
+// setState sets the next state on the present connection.
+func (s *subscriber) setState() error {
+	s.mu.Lock()
+	p, clientID := s.person, s.clientID
+	s.mu.Unlock()
+	if p == nil || clientID == "" {
+		return errNotConnected
+	}
+	n := s.run.crowd.setsState(p)
+	return s.run.post("/api/topics/presence", s.token, fmt.Sprintf(`{"topic":%q,"clientId":%q,"state":{"n":%d}}`, s.topic, clientID, n), nil)
+}
+
+var errNotConnected = errors.New("there is no connection")
+
+// ready says who it is.
+func (s *subscriber) ready(v *visit, member string) {
+	t := s.run.truth
+	s.mu.Lock()
+	defer s.mu.Unlock()
+
+	switch {
+	case s.topic == untracked:
+		if member != "" {
+			t.fault("%s of %s is told that it is %s", s.name(), s.topic, member)
+		}
+		return
+	case s.person != nil && s.person.id != member || member == "":
+		t.fault("%s of %s is told that it is %q", s.name(), s.topic, member)
+		return
+	case s.person == nil:
+		s.person = s.run.crowd.person(s.topic, member, true, s.resume != "")
+		s.run.openToAll(s.person)
+	}
+	s.run.crowd.enter(v, s.person)
+}
+
 // receive reports whether the connection is of no use any more.
-func (s *subscriber) receive(e envelope) (stop bool) {
+func (s *subscriber) receive(v *visit, e envelope) (stop bool) {
 	t := s.run.truth
 
 	switch e.Type {
@@ -157,12 +247,24 @@ func (s *subscriber) receive(e envelope) (stop bool) {
 	case "ready":
 		resumed := e.Resumed != nil && *e.Resumed
 		if s.resume != "" && s.started && !resumed {
-			t.fault("%s of %s was not resumed", s.user, s.topic)
+			t.fault("%s of %s was not resumed", s.name(), s.topic)
 		}
 		if s.resume == "" {
 			s.last = 0 // every connection is a beginning
 		}
 		s.started = true
+		s.ready(v, e.Member)
+	case "presence", "join", "update", "leave":
+		s.presence(e)
+	case "presence_denied", "presence_revoked":
+		t.refused.Add(1)
+		if code := e.Code; (code == "presence_disabled") != (s.topic == untracked) {
+			t.fault("%s of %s is not shown who is there: %s", s.name(), s.topic, code)
+		}
+		if s.sees {
+			time.Sleep(30 * time.Millisecond)
+			return true // come again
+		}
 	case "gap":
 		t.gaps.Add(1)
 		s.gap = true
@@ -181,33 +283,40 @@ func (s *subscriber) message(e envelope) {
 	t := s.run.truth
 	t.delivered.Add(1)
 	n := e.Data
-	now := time.Now()
+
+	// what comes after it on this connection was sent after it
+	s.mu.Lock()
+	if begun := t.begun(s.topic, n); begun.After(s.view.after) {
+		s.view.after = begun
+	}
+	s.mu.Unlock()
 
 	if id, known := s.ids[n]; known {
 		if id != e.ID {
-			t.fault("%s of %s got message %d as %s and as %s", s.user, s.topic, n, id, e.ID)
+			t.fault("%s of %s got message %d as %s and as %s", s.name(), s.topic, n, id, e.ID)
 		}
 		if s.resume == "" && s.replay == 0 {
-			t.fault("%s of %s got message %d twice", s.user, s.topic, n)
+			t.fault("%s of %s got message %d twice", s.name(), s.topic, n)
 		}
 		t.repeated.Add(1)
 		return
 	}
 	if n < s.last && !s.skipped[n] {
-		t.fault("%s of %s got message %d after %d", s.user, s.topic, n, s.last)
+		t.fault("%s of %s got message %d after %d", s.name(), s.topic, n, s.last)
 	}
 
 	s.mu.Lock()
 	s.ids[n] = e.ID
-	removed := s.removed
 	s.mu.Unlock()
-	if !removed.IsZero() && t.begun(s.topic, n).After(removed) && now.After(removed) {
-		t.fault("%s of %s got message %d, which was published %v after it lost access", s.user, s.topic, n, t.begun(s.topic, n).Sub(removed))
+	if s.person != nil {
+		if lost := s.run.crowd.lost(&s.person.member, t.begun(s.topic, n)); lost > 0 {
+			t.fault("%s of %s got message %d, which was published %v after it lost access", s.name(), s.topic, n, lost)
+		}
 	}
 
 	if s.last > 0 && !s.gap {
 		for _, lost := range t.between(s.topic, s.last, n) {
-			t.fault("%s of %s (resume %q) got message %d after %d and never %d, without a word", s.user, s.topic, s.resume, n, s.last, lost)
+			t.fault("%s of %s (resume %q) got message %d after %d and never %d, without a word", s.name(), s.topic, s.resume, n, s.last, lost)
 		}
 	}
 	if s.last > 0 {
@@ -226,21 +335,21 @@ func (s *subscriber) checkGap(e envelope) {
 	switch e.Reason {
 	case "epoch":
 		if !t.killed() {
-			t.fault("%s of %s was told of an unclean stop, and there was none", s.user, s.topic)
+			t.fault("%s of %s was told of an unclean stop, and there was none", s.name(), s.topic)
 		}
 	case "evicted":
 		if !strings.HasPrefix(s.topic, "evict/") && !t.killed() && !s.run.evicting.Load() {
-			t.fault("%s of %s was told of an eviction", s.user, s.topic)
+			t.fault("%s of %s was told of an eviction", s.name(), s.topic)
 		}
 	case "expired", "slow":
 		if strings.HasPrefix(s.topic, "many/") {
-			t.fault("%s of %s was told that messages had expired: %+v", s.user, s.topic, e)
+			t.fault("%s of %s was told that messages had expired: %+v", s.name(), s.topic, e)
 		}
 		if e.Count == nil || *e.Count < 1 {
-			t.fault("%s of %s was told of a gap of nothing: %+v", s.user, s.topic, e)
+			t.fault("%s of %s was told of a gap of nothing: %+v", s.name(), s.topic, e)
 		}
 	default:
-		t.fault("%s of %s was told of a gap by %q", s.user, s.topic, e.Reason)
+		t.fault("%s of %s was told of a gap by %q", s.name(), s.topic, e.Reason)
 	}
 }
 

@@ -15,6 +15,9 @@ type truth struct {
 	faults []string
 
 	published, delivered, repeated, gaps, cuts, stalls, revoked, recovered, restarts atomic.Int64
+
+	// events about members, and how often watchers were refused
+	presence, refused atomic.Int64
 }
 
 type topicTruth struct {

@@ -47,19 +47,19 @@ func Serve(app core.App, address string, prepare func(*core.ServeEvent) error) e
 	}
 }
 
-// CreateMembers makes a collection of who is a member of what, which the given
-// text field says.
-func CreateMembers(app core.App, field string) error {
+// CreateMembers makes a collection of users by something, which the given text
+// field says: of who is a member of what.
+func CreateMembers(app core.App, name, field string) error {
 	users, err := app.FindCollectionByNameOrId("users")
 	if err != nil {
 		return err
 	}
-	members := core.NewBaseCollection("members")
+	members := core.NewBaseCollection(name)
 	members.Fields.Add(
 		&core.TextField{Name: field},
 		&core.RelationField{Name: "user", CollectionId: users.Id, MaxSelect: 1},
 	)
-	members.AddIndex("idx_members", true, field+", user", "")
+	members.AddIndex("idx_"+name, true, field+", user", "")
 	return app.Save(members)
 }
 
