@@ -35,6 +35,7 @@ type subscriber struct {
 
 	// of the subscription's whole life; ids and last also under mu
 	ids     map[int]string // of the messages it has
+	first   int            // the first of all
 	last    int            // the newest
 	skipped map[int]bool   // what a gap has covered
 	gap     bool           // told since the last message
@@ -44,9 +45,9 @@ type subscriber struct {
 // name is for faults.
 func (s *subscriber) name() string {
 	if s.user == "" {
-		return "guest " + s.resume
+		return strings.TrimSpace("guest " + s.resume)
 	}
-	return s.user
+	return strings.TrimSpace(s.user + " " + s.resume)
 }
 
 func (s *subscriber) key() string {
@@ -301,10 +302,15 @@ func (s *subscriber) message(e envelope) {
 		t.repeated.Add(1)
 		return
 	}
-	if n < s.last && !s.skipped[n] {
+	// a kill may take it back to where it stood before the first one
+	before := n < s.first && t.killed()
+	if n < s.last && !s.skipped[n] && !before {
 		t.fault("%s of %s got message %d after %d", s.name(), s.topic, n, s.last)
 	}
 
+	if s.first == 0 {
+		s.first = n
+	}
 	s.mu.Lock()
 	s.ids[n] = e.ID
 	s.mu.Unlock()
@@ -316,7 +322,7 @@ func (s *subscriber) message(e envelope) {
 
 	if s.last > 0 && !s.gap {
 		for _, lost := range t.between(s.topic, s.last, n) {
-			t.fault("%s of %s (resume %q) got message %d after %d and never %d, without a word", s.name(), s.topic, s.resume, n, s.last, lost)
+			t.fault("%s of %s got message %d after %d and never %d, without a word", s.name(), s.topic, n, s.last, lost)
 		}
 	}
 	if s.last > 0 {
