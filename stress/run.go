@@ -186,8 +186,8 @@ func (r *stress) accidents(subscribers []*subscriber) {
 		switch {
 		case of == nil:
 			time.Sleep(pause)
-		case r.random.IntN(10) == 0:
-			longer.Go(func() { of(within + 10*pause) })
+		case r.random.IntN(4) == 0:
+			longer.Go(func() { of(within + 50*pause) })
 		default:
 			of(pause)
 		}
