@@ -136,7 +136,7 @@ func TestNothingIsLeftOfMembers(t *testing.T) {
 	calls.occupied.BindFunc(func(*TopicEvent) error { return nil })
 	calls.joined.BindFunc(func(*MemberEvent) error { return nil })
 	p := newPresence(h, gs, calls, nil, Config{PresenceGrace: 5 * time.Millisecond, PresenceSnapshot: 5}.withDefaults())
-	h.identify = func(c *client, topic string) *identity { return &identity{guest: true} }
+	h.identify = func(*client, string) *identity { return &identity{guest: true} }
 	b := &bench{t: t, p: &Plugin{hub: h, rules: rules, grants: gs, presence: p, config: Config{}.withDefaults()}}
 	b.p.foreign = newForeignClients(subscriptions.NewBroker(), gs, foreignLimits{}, func(string) {})
 	var mode atomic.Int64
