@@ -188,11 +188,20 @@ func (p *Plugin) restoreMember(app core.App, saved savedMember, until time.Time)
 	return nil
 }
 
-// outlived says that a member has left while the server was stopped.
+// outlived says that a member has left while the server was stopped, unless it
+// is back.
 func (p *presence) outlived(app core.App, saved savedMember) {
 	m := &member{key: saved.key, since: saved.since, lasting: true, state: saved.state}
 	if c, err := app.FindCachedCollectionByNameOrId(saved.key.collection); err == nil {
 		m.collection = c.Name
+	}
+
+	shard := p.hub.shard(saved.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	if tm := shard.members[saved.topic]; tm != nil && tm.byKey[saved.key] != nil {
+		return
 	}
 	left := changes{left: []*member{m}}
 	p.save(saved.topic, left)

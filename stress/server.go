@@ -43,7 +43,7 @@ func serve(dir, address string) error {
 		PresenceSnapshot: shownMembers,
 
 		Topics: []topics.Topic{
-			{Pattern: "many/1", SubscribeRule: &rule, PresenceRule: &sight, History: keptMany}, // without presence
+			{Pattern: "many/1", SubscribeRule: &rule, PresenceRule: &everybody, History: keptMany}, // without presence
 			{Pattern: "many/{n}", SubscribeRule: &rule, PresenceRule: &sight, Presence: true, PresenceFields: fields, History: keptMany},
 			{Pattern: "few/{n}", SubscribeRule: &rule, PresenceRule: &sight, Presence: true, PresenceFields: fields, History: keptFew},
 			{Pattern: "brief/{n}", SubscribeRule: &rule, PresenceRule: &sight, Presence: true, PresenceFields: fields, History: keptMany, HistoryTTL: time.Second},
