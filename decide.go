@@ -26,6 +26,10 @@ type asker struct {
 	// info is needed where a plan does not let in. It may have another answer
 	// to who it is: a guest.
 	info func() (*core.RequestInfo, error)
+
+	// verified, unless nil, is set when a plan has let in the account, which it
+	// does only if that is there with its token key.
+	verified *bool
 }
 
 func askerOf(info *core.RequestInfo) asker {
@@ -107,6 +111,7 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
 	}
 
+	who.verified = new(bool)
 	denial := p.decide(app, a, topic, who)
 	if denial != nil {
 		info, err := who.info()
@@ -119,7 +124,11 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 	}
 
 	o := outcome{until: forever}
-	if tracks && a == actionSubscribe {
+	switch {
+	case !tracks || a != actionSubscribe:
+	case *who.verified && len(d.shows) == 0:
+		o.identity = &identity{collection: who.collection.Id, name: who.collection.Name, id: who.id}
+	default:
 		info, err := who.info()
 		if err != nil {
 			return outcome{denial: denyRuleError(err), reason: reasonRuleError}
@@ -233,6 +242,9 @@ func (d *definition) allows(app core.App, a action, topic string, who asker) (bo
 			// nor is a denial of an account that may have become a guest
 			allowed, err := p.allows(ctx, questionOf(who.id, who.tokenKey, topic, b.values))
 			if err == nil && (allowed || who.collection == nil) {
+				if who.verified != nil {
+					*who.verified = allowed && who.collection != nil
+				}
 				return allowed, nil
 			}
 		}

@@ -27,8 +27,10 @@ import (
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m,
 		goleak.Cleanup(func(code int) {
-			if worldTemplate != "" {
-				_ = os.RemoveAll(worldTemplate)
+			for _, template := range []string{worldTemplate, appTemplate} {
+				if template != "" {
+					_ = os.RemoveAll(template)
+				}
 			}
 			os.Exit(code)
 		}),
@@ -40,11 +42,35 @@ func TestMain(m *testing.M) {
 
 const patience = 10 * time.Second
 
+var appTemplate string // removed by TestMain
+
+// appDir is the data directory that the test apps are copies of: PocketBase's
+// own with all migrations, which take most of the time to make one.
+var appDir = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "topics-app-*")
+	if err != nil {
+		return "", err
+	}
+	appTemplate = dir
+
+	app, err := tests.NewTestApp()
+	if err != nil {
+		return "", err
+	}
+	defer app.Cleanup()
+	if err := app.ResetBootstrapState(); err != nil { // closes the databases
+		return "", err
+	}
+	return dir, os.CopyFS(dir, os.DirFS(app.DataDir()))
+})
+
 // newApp returns a test app with the plugin and without any topic rule.
 func newApp(t testing.TB, config topics.Config) *tests.TestApp {
 	t.Helper()
 
-	app, err := tests.NewTestApp()
+	dir, err := appDir()
+	require.NoError(t, err)
+	app, err := tests.NewTestApp(dir)
 	require.NoError(t, err)
 	t.Cleanup(app.Cleanup)
 	require.NoError(t, topics.Register(app, config))

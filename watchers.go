@@ -241,7 +241,7 @@ func (tm *topicMembers) takeChanges() (c changes) {
 			c.left = append(c.left, change.member)
 		}
 	}
-	clear(tm.changed)
+	tm.changed = map[memberKey]memberChange{} // one that was large stays so
 	for _, list := range [][]*member{c.joined, c.updated, c.left} {
 		slices.SortFunc(list, compareMembers)
 	}

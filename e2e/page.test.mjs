@@ -590,7 +590,7 @@ test("a page that may not see the members says so, and chats", async () => {
 
   await page.reload();
   await page.locator("#present-count", { hasText: "(topic_denied)" }).waitFor();
-  await topics.update(id, { presence: false });
+  await topics.update(id, { presence: false, presenceRule: "" });
   await page.reload();
   await page.locator("#present-count", { hasText: "(presence_disabled)" }).waitFor();
   await say(page, "and here");

@@ -226,6 +226,23 @@ const scenarios = {
     assert.deepEqual(printed.all, [[[3, 4]], [[1, 2]]]);
   },
 
+  async presence() {
+    await rule({ subscribeRule: "", presence: true, presenceRule: "" });
+    const ann = await open(...ANN);
+    const { printed } = await run("presence", { pb: ann });
+    const [count, , members] = await printed.next();
+    assert.deepEqual([count, members.length], [1, 1]);
+    assert.deepEqual(members[0].state, { away: false });
+
+    const guest = await open();
+    await guest.realtime.subscribe("room/42", () => {});
+    const [joined, [member]] = await printed.next();
+    assert.deepEqual([joined, member.collection], ["join", ""]);
+    await guest.realtime.unsubscribe("room/42");
+    const [left, [gone]] = await printed.next();
+    assert.deepEqual([left, gone.id], ["leave", member.id]);
+  },
+
   async members() {
     await rule({ subscribeRule: "", presence: true, presenceRule: "" });
     const ann = await open(...ANN);
