@@ -70,6 +70,13 @@ func newApp(t testing.TB, config topics.Config) *tests.TestApp {
 
 	dir, err := appDir()
 	require.NoError(t, err)
+	return newAppIn(t, dir, config)
+}
+
+// newAppIn returns a test app with the plugin on a copy of the data directory.
+func newAppIn(t testing.TB, dir string, config topics.Config) *tests.TestApp {
+	t.Helper()
+
 	app, err := tests.NewTestApp(dir)
 	require.NoError(t, err)
 	t.Cleanup(app.Cleanup)

@@ -7,7 +7,6 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tests"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pbtopics/topics"
@@ -128,10 +127,7 @@ func TestMembersThatAreReadAfterTheGrace(t *testing.T) {
 	s.connect().mustSubscribe(token, "club/1")
 	topics.SettleHistory(app)
 
-	next, err := tests.NewTestApp(app.DataDir())
-	require.NoError(t, err)
-	t.Cleanup(next.Cleanup)
-	require.NoError(t, topics.Register(next, config))
+	next := newAppIn(t, app.DataDir(), config)
 	slow := make(chan struct{})
 	next.OnRecordEnrich("users").BindFunc(func(e *core.RecordEnrichEvent) error {
 		<-slow

@@ -17,10 +17,7 @@ func restart(t testing.TB, app *tests.TestApp, config topics.Config, clean bool)
 	if clean {
 		require.NoError(t, app.OnTerminate().Trigger(&core.TerminateEvent{App: app}))
 	}
-	next, err := tests.NewTestApp(app.DataDir())
-	require.NoError(t, err)
-	t.Cleanup(next.Cleanup)
-	require.NoError(t, topics.Register(next, config))
+	next := newAppIn(t, app.DataDir(), config)
 	return next, serve(t, next)
 }
 

@@ -74,12 +74,7 @@ func newWorldApp(t testing.TB, config topics.Config) *tests.TestApp {
 
 	dir, err := worldDir()
 	require.NoError(t, err)
-	app, err := tests.NewTestApp(dir)
-	require.NoError(t, err)
-	t.Cleanup(app.Cleanup)
-	require.NoError(t, topics.Register(app, config))
-
-	return app
+	return newAppIn(t, dir, config)
 }
 
 func newWorld(t *testing.T, fields map[string]any, config topics.Config) *world {
