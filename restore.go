@@ -142,7 +142,11 @@ func (p *Plugin) openMembers(app core.App, topic string, wait bool) {
 			p.logPresenceError(app, topic, err)
 		}
 	} else if wait && done != nil {
-		<-done
+		// not for ever: an app's handler may hang, and who comes late is told
+		select {
+		case <-done:
+		case <-time.After(decisionTimeout):
+		}
 	}
 }
 
