@@ -139,6 +139,67 @@ type Config struct {
 	// are more, they see the number only. Default 1000.
 	PresenceSnapshot int
 
+	// HistoryTotalBytes is the most memory that the histories of all topics take
+	// together. Messages beyond it are read from the disk when somebody needs
+	// them; with HistoryInMemory the topics that were not used for the longest
+	// time lose theirs. Default 256 MiB.
+	HistoryTotalBytes int
+
+	// HistoryDiskBytes is the most that the histories of all topics take in the
+	// auxiliary database. Beyond it the topics that were not used for the
+	// longest time lose theirs. Default 4 GiB.
+	HistoryDiskBytes int
+
+	// MaxTopicsPerSender is how many topics with a history one account, or the
+	// guests of one address, may begin through the API. A publish that would
+	// begin one more is refused with sender_topics_exceeded. Superusers are not
+	// limited. Default 5,000, -1 for no limit.
+	MaxTopicsPerSender int
+
+	// MaxPositionsPerSubscriber is how many positions of the resume option are
+	// kept for one account, or the guests of one address. Beyond it, its own
+	// that was not used for the longest time goes. Default 1,000, -1 for no
+	// limit.
+	MaxPositionsPerSubscriber int
+
+	// MaxIdempotencyKeysPerSender is how many idempotency keys of one account,
+	// or the guests of one address, are remembered. Beyond it, its own oldest
+	// one goes. Default 10,000, -1 for no limit.
+	MaxIdempotencyKeysPerSender int
+
+	// MaxKeysPerTopic is how many subscriptions with different options one
+	// connection may have to one topic. Others are denied with
+	// topic_subscriptions_exceeded. Default 20.
+	MaxKeysPerTopic int
+
+	// MaxSubscriptions is how many topics' subscriptions one connection may
+	// have. Others are denied with subscriptions_exceeded. Default 500.
+	MaxSubscriptions int
+
+	// MaxSubscriptionsPerAccount is how many subscriptions all connections of
+	// an account may have. Others are denied with account_subscriptions_exceeded.
+	// Default 5,000, -1 for no limit.
+	MaxSubscriptionsPerAccount int
+
+	// MaxConnectionsPerAccount is how many connections of an account may
+	// subscribe to topics. On others all topics are denied with
+	// account_connections_exceeded. Default 250, -1 for no limit.
+	MaxConnectionsPerAccount int
+
+	// MaxConnectionsPerAddress is how many connections one address may have
+	// open. Others are refused with status 429 and address_connections_exceeded.
+	// An address counts only where it is the client's own: see
+	// docs/operating.md. Default 1,000, -1 for no limit.
+	MaxConnectionsPerAddress int
+
+	// RecordQueueBytes is how many bytes of PocketBase's own record events may
+	// wait for one client beside its queue, before it is closed. Default 16 MiB.
+	RecordQueueBytes int
+
+	// LogLines is how many lines a minute clients may provoke in the app's log.
+	// Beyond it, one line says how many were left out. Default 60.
+	LogLines int
+
 	// Broker carries each message to the hub of every server process. Default
 	// nil: messages stay in this process.
 	Broker Broker
@@ -201,6 +262,11 @@ func (c Config) withDefaults() Config {
 	if c.PresenceSnapshot == 0 {
 		c.PresenceSnapshot = 1000
 	}
+	for _, limit := range c.limits() {
+		if *limit.field == 0 {
+			*limit.field = limit.standard
+		}
+	}
 	if c.Broker == nil {
 		c.Broker = new(localBroker)
 	}
@@ -241,7 +307,42 @@ func (c Config) validate() error {
 	case c.MaxPublishMessages < 1:
 		return fmt.Errorf("topics: Config.MaxPublishMessages must be at least 1, got %d", c.MaxPublishMessages)
 	}
+	for _, limit := range c.limits() {
+		switch {
+		case limit.optional && *limit.field == -1:
+		case *limit.field < 1 && limit.optional:
+			return fmt.Errorf("topics: Config.%s must be at least 1, or -1 for no limit, got %d", limit.name, *limit.field)
+		case *limit.field < 1:
+			return fmt.Errorf("topics: Config.%s must be at least 1, got %d", limit.name, *limit.field)
+		}
+	}
 	return nil
+}
+
+// limit is a field of [Config] that bounds what clients can make grow.
+type limit struct {
+	name     string
+	field    *int
+	standard int
+	optional bool // -1 is no limit
+}
+
+// limits point into c.
+func (c *Config) limits() []limit {
+	return []limit{
+		{"HistoryTotalBytes", &c.HistoryTotalBytes, 256 << 20, false},
+		{"HistoryDiskBytes", &c.HistoryDiskBytes, 4 << 30, false},
+		{"MaxTopicsPerSender", &c.MaxTopicsPerSender, 5000, true},
+		{"MaxPositionsPerSubscriber", &c.MaxPositionsPerSubscriber, 1000, true},
+		{"MaxIdempotencyKeysPerSender", &c.MaxIdempotencyKeysPerSender, 10_000, true},
+		{"MaxKeysPerTopic", &c.MaxKeysPerTopic, 20, false},
+		{"MaxSubscriptions", &c.MaxSubscriptions, 500, false},
+		{"MaxSubscriptionsPerAccount", &c.MaxSubscriptionsPerAccount, 5000, true},
+		{"MaxConnectionsPerAccount", &c.MaxConnectionsPerAccount, 250, true},
+		{"MaxConnectionsPerAddress", &c.MaxConnectionsPerAddress, 1000, true},
+		{"RecordQueueBytes", &c.RecordQueueBytes, 16 << 20, false},
+		{"LogLines", &c.LogLines, 60, false},
+	}
 }
 
 // Plugin is the registered plugin of an app. [From] finds it.
