@@ -74,7 +74,7 @@ func (p *presence) close() {
 		p.flushQueued(topic) // for the disk
 	}
 	if p.disk != nil && p.hub.anyMembers() {
-		p.disk.add(diskWrite{alive: true})
+		p.disk.addState("alive", membersAlive{})
 	}
 }
 

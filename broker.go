@@ -30,6 +30,8 @@ type Message struct {
 
 	// id receives the message's id, where the broker delivers at once
 	id *string
+
+	owner owner // who publishes it through the API
 }
 
 // Broker carries messages from the process that publishes to the hub of every
@@ -45,7 +47,7 @@ type Broker interface {
 	// Subscribe sets the handler that gets every published message, this
 	// process's own included. It is called once, before any Publish. The
 	// handler waits for no client, but may read the database.
-	Subscribe(handler func(Message)) error
+	Subscribe(handler func(Message) error) error
 
 	// Close stops the broker and waits for what it has started. After it the
 	// handler is not called any more.
@@ -54,7 +56,7 @@ type Broker interface {
 
 // localBroker hands messages straight to the hub of this process.
 type localBroker struct {
-	handler func(Message)
+	handler func(Message) error
 
 	// publishing is held while a message is on its way
 	publishing sync.RWMutex
@@ -70,11 +72,10 @@ func (b *localBroker) Publish(m Message) error {
 	if b.closed {
 		return ErrClosed
 	}
-	b.handler(m)
-	return nil
+	return b.handler(m)
 }
 
-func (b *localBroker) Subscribe(handler func(Message)) error {
+func (b *localBroker) Subscribe(handler func(Message) error) error {
 	b.handler = handler
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"maps"
 	"sync"
 	"time"
 
@@ -14,101 +13,110 @@ import (
 )
 
 const (
-	// diskBacklog bounds what waits to be written.
+	// diskBacklog bounds the writes of each lane that wait.
 	diskBacklog = 100_000
 
-	// diskBatch is how much one commit has at most, so that PocketBase's own
-	// writes to the database (its logs) get their turn.
-	diskBatch = 2000
+	// diskBatch and diskBatchTime bound one commit, so that what waits is on the
+	// disk soon however busy the machine is, and PocketBase's own writes to the
+	// database (its logs) get their turn.
+	diskBatch     = 2000
+	diskBatchTime = 100 * time.Millisecond
+
+	// diskPatience is how long a request waits for the disk, for all that it
+	// needs of it. A backup of PocketBase keeps everybody from writing while it
+	// runs.
+	diskPatience = time.Second
+
+	// diskReadTime bounds one read.
+	diskReadTime = 5 * time.Second
 )
 
-// disk keeps the histories across restarts. Its goroutine writes what has
-// piled up since the last commit in one transaction; nobody waits for it.
+var (
+	errNotReady   = errors.New("topics: the disk is not open")
+	errSuperseded = errors.New("topics: another process has opened the histories of this data directory; this one does not write them any longer")
+	errBacklog    = errors.New("topics: too much was waiting to be written")
+)
+
+// disk keeps histories, positions and members across restarts. Its goroutine
+// writes what has piled up since the last commit in one transaction; nobody
+// waits for it, except a request for a short while.
 //
 // After an unclean stop, or when something could not be written, all logs
 // start a new epoch: what was not committed is missing.
 type disk struct {
+	backlogBytes int // of messages
+	warn         func(app core.App, err error)
+
 	preparing sync.Mutex // its holder asks the database
 
-	mu     sync.Mutex
-	ready  bool
-	clean  bool // the stop before this start was clean
-	closed bool
-	broken bool // something was not written
+	mu         sync.Mutex
+	ready      bool
+	closed     bool
+	broken     bool // some message was not written
+	superseded bool
+	overflown  bool // since the last commit
 
-	overflown bool // so much was pending that a write was left out
-	pending   []diskWrite
+	messages diskLane // and the ends of logs
+	states   diskLane // positions and members, and the ends of those
+	bytes    int      // of messages
+	more     *sync.Cond
 
-	// how many writes were added, and how many of them are done
-	added uint64
-	done  uint64
-	more  *sync.Cond // of done
-
-	forgotten map[string]uint64 // topic -> added, while its end may be pending
+	// the newest pending write of a position or member, which a newer one
+	// replaces. They are indexes of states.pending.
+	latest map[string]int
 
 	wake    chan struct{}
 	stop    chan struct{}
-	running sync.WaitGroup
+	running chan struct{} // closed when the goroutine has ended
 
-	run string // marks the members of this process
+	run string // marks what this process writes
 }
 
-// diskWrite is one of: a message, with the first position that is kept; a
-// topic's end; a topic's first position; a subscriber's position; the end of
-// positions that have expired by then; a member; that members
-// are there; the end of the members that an earlier process has left.
-type diskWrite struct {
-	entry    *entry
-	topic    string
-	forget   bool
-	first    uint64
-	position *savedPosition
-	expire   time.Time
+// diskLane is writes that are applied in their order. The short lane goes
+// first, so that members and positions never wait behind many messages.
+type diskLane struct {
+	pending []diskWrite
+	since   time.Time // when the first of them was added
 
-	member        *savedMember
-	alive         bool
-	forgetMembers bool
+	// how many writes were added, and how many of them are done
+	added, done uint64
 }
 
-type savedPosition struct {
-	id      string
-	epoch   string
-	offset  uint64
-	expires time.Time
-}
-
-func newDisk() *disk {
-	d := &disk{wake: make(chan struct{}, 1), stop: make(chan struct{}), forgotten: map[string]uint64{}, run: security.RandomString(10)}
+func newDisk(backlogBytes int, warn func(core.App, error)) *disk {
+	d := &disk{
+		backlogBytes: backlogBytes,
+		warn:         warn,
+		latest:       map[string]int{},
+		wake:         make(chan struct{}, 1),
+		stop:         make(chan struct{}),
+		run:          security.RandomString(15),
+	}
 	d.more = sync.NewCond(&d.mu)
 	return d
 }
 
 // prepare makes the tables and starts the writer, unless that was done before.
 // Until then there is no disk.
-func (d *disk) prepare(app core.App) (left leftBehind, err error) {
+func (d *disk) prepare(app core.App, maxPositions int) (left leftBehind, err error) {
 	d.preparing.Lock()
 	defer d.preparing.Unlock()
 
 	d.mu.Lock()
 	ready, closed := d.ready, d.closed
 	d.mu.Unlock()
-	if closed {
+	switch {
+	case closed:
 		return left, ErrClosed
+	case ready:
+		return left, nil
 	}
 
 	builder, ok := app.AuxNonconcurrentDB().(*dbx.DB)
 	if !ok {
-		return left, errors.New("topics: the history cannot be opened inside a transaction of the auxiliary database")
+		return left, errors.New("topics: the histories cannot be opened inside a transaction of the auxiliary database")
 	}
 	db := builder.DB()
-	if ready {
-		return readLeftBehind(db)
-	}
-	clean, err := openTables(db)
-	if err != nil {
-		return left, err
-	}
-	if left, err = readLeftBehind(db); err != nil {
+	if left, err = openTables(db, d.run, maxPositions); err != nil {
 		return left, err
 	}
 
@@ -117,42 +125,78 @@ func (d *disk) prepare(app core.App) (left leftBehind, err error) {
 	if d.closed {
 		return left, ErrClosed
 	}
-	d.clean, d.ready = clean, true
-	d.running.Go(func() { d.work(app, db) })
+	d.ready = true
+	d.running = make(chan struct{})
+	go d.work(app, db)
+	left.opened = true
 	return left, nil
 }
 
-func (d *disk) write(e *entry, first uint64) {
-	d.add(diskWrite{entry: e, topic: e.message.Topic, first: first})
-}
-func (d *disk) pruned(topic string, first uint64) { d.add(diskWrite{topic: topic, first: first}) }
-func (d *disk) forget(topic string)               { d.add(diskWrite{topic: topic, forget: true}) }
-func (d *disk) save(p savedPosition)              { d.add(diskWrite{position: &p}) }
-
-// add does not block: a topic's lock may be held.
-func (d *disk) add(w diskWrite) {
+// addMessage takes a write of messages or of the end of a log. It does not
+// block: a topic's lock may be held. It returns the write's number.
+func (d *disk) addMessage(w diskWrite) uint64 {
 	d.mu.Lock()
-	if !d.ready || d.closed || len(d.pending) >= diskBacklog {
-		ofHistory := w.position == nil && w.member == nil
-		d.broken = d.broken || d.ready && ofHistory
-		d.overflown = d.overflown || len(d.pending) >= diskBacklog && ofHistory
-		d.mu.Unlock()
-		return
-	}
-	d.pending = append(d.pending, w)
-	d.added++
-	if w.forget {
-		d.forgotten[w.topic] = d.added
-	}
-	d.mu.Unlock()
+	defer d.mu.Unlock()
 
+	if !d.accepts() {
+		return 0
+	}
+	lane := &d.messages
+	if size := w.size(); len(lane.pending) >= diskBacklog || d.bytes+size > d.backlogBytes && len(lane.pending) > 0 {
+		if _, isEnd := w.(logEnd); !isEnd { // an end has to be written, and is small
+			d.broken, d.overflown = true, true
+			return 0
+		}
+	}
+	d.bytes += w.size()
+	return d.push(lane, w)
+}
+
+// addState takes a write about positions or members. A pending one of the same
+// key is replaced.
+func (d *disk) addState(key string, w diskWrite) uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	if !d.accepts() {
+		return 0
+	}
+	lane := &d.states
+	if at, ok := d.latest[key]; ok && key != "" {
+		lane.pending[at] = w
+		return lane.added
+	}
+	if len(lane.pending) >= diskBacklog {
+		d.overflown = true
+		return 0
+	}
+	if key != "" {
+		d.latest[key] = len(lane.pending)
+	} else {
+		clear(d.latest) // what comes later must not move before it
+	}
+	return d.push(lane, w)
+}
+
+// accepts expects d.mu to be held.
+func (d *disk) accepts() bool { return d.ready && !d.closed && !d.superseded }
+
+// push expects d.mu to be held.
+func (d *disk) push(lane *diskLane, w diskWrite) uint64 {
+	if len(lane.pending) == 0 {
+		lane.since = time.Now()
+	}
+	lane.pending = append(lane.pending, w)
+	lane.added++
 	select {
 	case d.wake <- struct{}{}:
 	default:
 	}
+	return lane.added
 }
 
 func (d *disk) work(app core.App, db *sql.DB) {
+	defer close(d.running)
 	for {
 		select {
 		case <-d.wake:
@@ -168,185 +212,201 @@ func (d *disk) work(app core.App, db *sql.DB) {
 func (d *disk) flush(app core.App, db *sql.DB) {
 	for {
 		d.mu.Lock()
-		batch := d.pending[:min(len(d.pending), diskBatch)]
-		d.pending = d.pending[len(batch):]
-		if len(batch) == 0 {
-			d.pending = nil
-			d.mu.Unlock()
+		states, messages := d.states.pending, d.messages.pending
+		clear(d.latest)
+		d.states.pending = nil
+		messages = messages[:min(len(messages), diskBatch)]
+		superseded := d.superseded
+		d.mu.Unlock()
+		if len(states)+len(messages) == 0 {
 			return
 		}
-		d.mu.Unlock()
 
-		err := commit(db, batch, d.run)
+		err := errSuperseded
+		applied := len(messages)
+		if !superseded {
+			applied, err = commit(db, states, messages, d.run)
+		}
 
 		d.mu.Lock()
 		if d.overflown && err == nil {
-			err = errors.New("too much was waiting to be written")
+			err = errBacklog
 		}
 		d.overflown = false
-		d.broken = d.broken || err != nil
-		d.done += uint64(len(batch))
-		maps.DeleteFunc(d.forgotten, func(_ string, at uint64) bool { return at <= d.done })
+		d.superseded = d.superseded || errors.Is(err, errSuperseded)
+		d.broken = d.broken || err != nil && !errors.Is(err, errBacklog)
+		for _, w := range messages[:applied] {
+			d.bytes -= w.size()
+		}
+		d.messages.pending = d.messages.pending[applied:]
+		d.messages.since = time.Now()
+		if len(d.messages.pending) == 0 {
+			d.messages.pending = nil
+		}
+		d.messages.done += uint64(applied)
+		d.states.done += uint64(len(states))
 		d.more.Broadcast()
 		d.mu.Unlock()
 
 		if err != nil {
-			app.Logger().Error(
-				"Failed to write the history of topics: after the next restart, clients are told of a gap",
-				"error", err.Error(),
-			)
+			d.warn(app, err)
 		}
 	}
 }
 
-// settle waits until a topic's end, if it was added, is committed. It reports
-// false if that takes too long.
-func (d *disk) settle(topic string) bool {
-	d.mu.Lock()
-	until := d.forgotten[topic]
-	d.mu.Unlock()
+// commit writes all states and as many of the messages as the time allows. It
+// returns how many of these are done with.
+func commit(db *sql.DB, states, messages []diskWrite, run string) (applied int, err error) {
+	start := time.Now()
+	applied = len(messages)
+	tx, err := db.Begin()
+	if err != nil {
+		return applied, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, tx.Rollback())
+		}
+	}()
 
-	return d.wait(until)
-}
-
-// commit saves a position and waits, for a while, until it is committed.
-func (d *disk) commit(p savedPosition) {
-	d.save(p)
-
-	d.mu.Lock()
-	until := d.added
-	d.mu.Unlock()
-
-	d.wait(until)
-}
-
-// diskPatience is how long somebody waits for the disk. A backup of PocketBase
-// keeps everybody from writing while it runs.
-const diskPatience = time.Second
-
-var errBusy = errors.New("topics: the database is busy")
-
-// wait reports whether so many writes are done.
-func (d *disk) wait(until uint64) bool {
-	d.mu.Lock()
-	done := d.done >= until
-	d.mu.Unlock()
-	if done {
-		return true
+	// it also takes the lock: nobody else writes from here on
+	result, err := tx.Exec("UPDATE _topicsState SET value = value WHERE id = 'run' AND value = ?", run)
+	if err != nil {
+		return applied, err
+	}
+	if own, err := result.RowsAffected(); err != nil || own == 0 {
+		return applied, errors.Join(err, errSuperseded)
 	}
 
-	expired := false
-	timer := time.AfterFunc(diskPatience, func() {
-		d.mu.Lock()
-		expired = true
-		d.more.Broadcast()
-		d.mu.Unlock()
-	})
-	defer timer.Stop()
-
-	d.mu.Lock()
-	defer d.mu.Unlock()
-
-	for d.ready && d.done < until && !d.closed && !expired {
-		d.more.Wait()
+	t := &diskTx{Tx: tx, run: run, heads: map[string]logHead{}}
+	if len(messages) > 0 {
+		t.insert, err = tx.Prepare("INSERT OR REPLACE INTO _topicsMessages (topic, position, epoch, time, event, leftOut, sender, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+		if err != nil {
+			return applied, err
+		}
+		defer func() { _ = t.insert.Close() }() // the transaction's end closes it anyway
 	}
-	return d.done >= until
+	for _, w := range states {
+		if err := w.apply(t); err != nil {
+			return applied, err
+		}
+	}
+	for i, w := range messages {
+		if err := w.apply(t); err != nil {
+			return applied, err
+		}
+		if time.Since(start) > diskBatchTime {
+			applied = i + 1
+			break
+		}
+	}
+	if err := t.finish(); err != nil {
+		return applied, err
+	}
+	return applied, tx.Commit()
 }
 
 func (d *disk) isReady() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 
-	return d.ready && !d.closed
+	return d.accepts()
 }
 
-// load reads a topic's log, or makes a new one.
-func (d *disk) load(app core.App, topic string) (*topicLog, error) {
-	if !d.isReady() {
-		return newTopicLog(gapEvicted), nil
-	}
-	if !d.settle(topic) {
-		return nil, errBusy
-	}
+// isSaved reports whether the write with that number is done with, or there is
+// nothing to wait for.
+func (d *disk) isSaved(number uint64) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
 
-	db, ok := app.AuxConcurrentDB().(*dbx.DB)
-	if !ok {
-		return nil, errors.New("topics: the history cannot be read inside a transaction of the auxiliary database")
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
-	defer cancel()
+	return d.messages.done >= number
+}
+
+// waitForStates waits until the writes of states up to that number are
+// committed, but no longer than ctx.
+func (d *disk) waitForStates(ctx context.Context, number uint64) {
+	stop := context.AfterFunc(ctx, func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.more.Broadcast()
+	})
+	defer stop()
 
 	d.mu.Lock()
-	l := newTopicLog(gapEvicted)
-	if !d.clean {
-		l.ended = gapEpoch
+	defer d.mu.Unlock()
+	for d.accepts() && d.states.done < number && ctx.Err() == nil {
+		d.more.Wait()
 	}
+}
+
+// backlog is how many messages wait to be written, and for how long the first
+// of them has.
+func (d *disk) backlog() (messages int, lag time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	if n := len(d.messages.pending); n > 0 {
+		return n, time.Since(d.messages.since)
+	}
+	return 0, 0
+}
+
+// reader returns the database to read from, if there is a disk.
+func (d *disk) reader(app core.App) (*sql.DB, error) {
+	d.mu.Lock()
+	ready, superseded := d.ready, d.superseded
 	d.mu.Unlock()
-
-	var known topicLog
-	err := db.DB().QueryRowContext(ctx, "SELECT epoch, last FROM _topicsLogs WHERE topic = ?", topic).Scan(&known.epoch, &known.last)
-	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return nil, err
+	switch {
+	case superseded:
+		return nil, errSuperseded
+	case !ready:
+		return nil, errNotReady
 	}
-	isKnown := err == nil
+	db, ok := app.AuxConcurrentDB().(*dbx.DB)
+	if !ok {
+		return nil, errors.New("topics: histories cannot be read inside a transaction of the auxiliary database")
+	}
+	return db.DB(), nil
+}
 
-	rows, err := db.DB().QueryContext(ctx, "SELECT position, epoch, time, event, leftOut, sender, data FROM _topicsMessages WHERE topic = ? ORDER BY position", topic)
+// read returns the messages of a topic that the disk has, from that offset on
+// and before the other, oldest first.
+func (d *disk) read(ctx context.Context, app core.App, topic string, from, before uint64) ([]*entry, error) {
+	db, err := d.reader(app)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = rows.Close() }()
+	ctx, cancel := context.WithTimeout(ctx, diskReadTime)
+	defer cancel()
+
+	rows, err := db.QueryContext(ctx,
+		"SELECT position, epoch, time, event, leftOut, sender, data FROM _topicsMessages WHERE topic = ? AND position >= ? AND position < ? ORDER BY position",
+		topic, int64(from), int64(before))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // rows.Err says what there is to say
+	var entries []*entry
 	for rows.Next() {
 		e, err := readEntry(rows, topic)
 		if err != nil {
 			return nil, err
 		}
-		if e.offset != l.last+1 {
-			l.entries, l.bytes = nil, 0 // a hole: what is older is not a history
-		}
-		l.entries = append(l.entries, e)
-		l.bytes += e.size()
-		l.last = e.offset
+		entries = append(entries, e)
 	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-
-	d.mu.Lock()
-	broken := d.broken // a topic's end may not have been written
-	d.mu.Unlock()
-
-	// there is a state only of the last stop, and only if that was clean
-	if isKnown && known.last >= l.last && !broken {
-		if known.last > l.last {
-			l.entries, l.bytes = nil, 0 // all have expired
-		}
-		l.epoch, l.last = known.epoch, known.last
-	}
-	return l, nil
+	return entries, rows.Err()
 }
 
-// position reads a subscriber's position.
-func (d *disk) position(app core.App, id string) (p savedPosition, ok bool, err error) {
-	if !d.isReady() {
-		return p, false, nil
-	}
-	db, isPlain := app.AuxConcurrentDB().(*dbx.DB)
-	if !isPlain {
-		return p, false, errors.New("topics: positions cannot be read inside a transaction of the auxiliary database")
-	}
-	var expires int64
-	err = db.DB().QueryRow("SELECT epoch, position, expires FROM _topicsPositions WHERE id = ?", id).Scan(&p.epoch, &p.offset, &expires)
-	if errors.Is(err, sql.ErrNoRows) {
-		return p, false, nil
-	}
-	p.id, p.expires = id, time.Unix(0, expires)
-	return p, err == nil && time.Now().Before(p.expires), err
-}
-
-// close writes what is pending, and the state of all logs: the next start
-// goes on where this one ends.
-func (d *disk) close(app core.App, logs map[string]*topicLog, positions []savedPosition) error {
+// close writes what is pending, and that the stop was clean: the next start
+// goes on where this one ends. It waits no longer than ctx.
+func (d *disk) close(ctx context.Context, app core.App, heads []logHead, positions []savedPosition) error {
 	d.mu.Lock()
+	open := d.accepts()
+	for _, p := range positions {
+		if open {
+			d.push(&d.states, &positionWrite{p})
+		}
+	}
 	ready := d.ready && !d.closed
 	d.closed = true
 	d.more.Broadcast()
@@ -354,36 +414,23 @@ func (d *disk) close(app core.App, logs map[string]*topicLog, positions []savedP
 	if !ready {
 		return nil
 	}
+
 	close(d.stop)
-	d.running.Wait()
+	select {
+	case <-d.running:
+	case <-ctx.Done():
+		return errors.New("topics: the histories could not be written in time; the next start begins new epochs")
+	}
 
 	d.mu.Lock()
-	broken := d.broken
+	unclean := d.broken || d.superseded
 	d.mu.Unlock()
-	if broken {
+	if unclean {
 		return nil // the next start makes new epochs
 	}
-
 	db, ok := app.AuxNonconcurrentDB().(*dbx.DB)
 	if !ok {
-		return errors.New("topics: the history cannot be closed inside a transaction of the auxiliary database")
+		return errors.New("topics: the histories cannot be closed inside a transaction of the auxiliary database")
 	}
-	batch := make([]diskWrite, len(positions))
-	for i := range positions {
-		batch[i].position = &positions[i]
-	}
-	if err := commit(db.DB(), batch, d.run); err != nil {
-		return err
-	}
-	return db.Transactional(func(tx *dbx.Tx) error {
-		for topic, l := range logs {
-			_, err := tx.NewQuery("INSERT OR REPLACE INTO _topicsLogs VALUES ({:topic}, {:epoch}, {:last})").
-				Bind(dbx.Params{"topic": topic, "epoch": l.epoch, "last": int64(l.last)}).Execute()
-			if err != nil {
-				return err
-			}
-		}
-		_, err := tx.NewQuery("INSERT OR REPLACE INTO _topicsState VALUES ('stop', 'clean')").Execute()
-		return err
-	})
+	return markClean(ctx, db.DB(), d.run, heads)
 }

@@ -2,6 +2,7 @@ package topics
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
@@ -38,12 +39,17 @@ func envelopeOf(m Message, id string) envelope {
 	}
 }
 
-func (e envelope) json() []byte {
+// envelopeEnd follows the data.
+const envelopeEnd = "}"
+
+// beginning is the envelope's JSON up to its data, which comes last.
+func (e envelope) beginning() []byte {
+	e.Data = json.RawMessage("0")
 	raw, err := json.Marshal(e)
 	if err != nil {
-		panic(err) // the data was checked, the rest are texts
+		panic(err) // texts and times always marshal
 	}
-	return raw
+	return slices.Clip(raw[:len(raw)-len("0"+envelopeEnd)])
 }
 
 // control is what a client receives from the plugin itself.
@@ -84,22 +90,27 @@ func wantsEnvelope(key string) bool {
 	return o.envelope
 }
 
-// entry is a message in a hub, with the data lines that all receivers share.
+// entry is a message in a hub. Its data is in memory once, for all receivers
+// and for the history.
 type entry struct {
-	message Message
+	message Message // its Data is that of plain
 	epoch   string
 	offset  uint64 // 0: the topic keeps no history
 	plain   dataLine
 
-	// made when the first subscriber needs it, under the topic's lock
-	wrapped dataLine
+	// wrap begins the envelope, up to the data. It is made when the first
+	// subscriber needs it, under the topic's lock.
+	wrap []byte
 }
 
 func newEntry(m Message) *entry {
 	if m.Time.IsZero() {
 		m.Time = time.Now()
 	}
-	return &entry{message: m, plain: newDataLine(m.Data)}
+	e := &entry{plain: newDataLine(m.Data)}
+	m.Data = json.RawMessage(e.plain.json())
+	e.message = m
+	return e
 }
 
 func (e *entry) id() string {
@@ -109,17 +120,21 @@ func (e *entry) id() string {
 	return messageID(e.epoch, e.offset)
 }
 
-func (e *entry) line(enveloped bool) dataLine {
-	if !enveloped {
-		return e.plain
+// frame is the entry as the subscribers of a key receive it.
+func (e *entry) frame(event *eventLine, enveloped bool) frame {
+	if enveloped && e.wrap == nil {
+		e.wrap = envelopeOf(e.message, e.id()).beginning()
 	}
-	if e.wrapped == nil {
-		e.wrapped = newDataLine(envelopeOf(e.message, e.id()).json())
-	}
-	return e.wrapped
+	return frame{event: event, data: e.plain, entry: e, enveloped: enveloped}
 }
 
-// size is what the entry takes of a history's bytes.
-func (e *entry) size() int { return len(e.plain) + len(e.message.Event) + entryOverhead }
+// size is what the entry takes of the memory and of a history's bytes: all of
+// it that a client has chosen, and a constant for the rest.
+func (e *entry) size() int {
+	m := &e.message
+	return len(e.plain) + 2*len(m.Event) + len(m.Except) + entryOverhead
+}
 
-const entryOverhead = 128
+// entryOverhead is the entry itself, its sender and the beginning of its
+// envelope, as measured by TestHistoryTotalBytes.
+const entryOverhead = 512

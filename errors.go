@@ -51,6 +51,10 @@ var (
 	// ErrNoHistory says that the topic's rule keeps no messages.
 	ErrNoHistory = errors.New("topics: the topic keeps no history")
 
+	// ErrUnavailable says that the topic rules or the history cannot be read at
+	// this moment. Nothing was sent or changed: try again.
+	ErrUnavailable = errors.New("topics: the topic rules or the history cannot be read")
+
 	// ErrNoPresence says that the topic's rule tracks no members.
 	ErrNoPresence = errors.New("topics: the topic tracks no members")
 
@@ -93,6 +97,9 @@ const (
 	codeSinceInvalid    = "since_invalid"
 	codeLimitInvalid    = "limit_invalid"
 	codeNoHistory       = "topic_without_history"
+
+	codeUnavailable   = "history_unavailable"
+	codeTooManyTopics = "sender_topics_exceeded"
 
 	codeNoPresence      = "presence_disabled"
 	codePresenceRevoked = "presence_revoked"
@@ -162,6 +169,14 @@ func denyReserved() *denial {
 // superusers apart: which one it was is a fact about data.
 func denyRule(a action) *denial {
 	return &denial{code: codeDenied, message: "You are not allowed to " + string(a) + " this topic."}
+}
+
+// errTooManyTopics is [Config.MaxTopicsPerSender], where a message would begin
+// one topic more.
+var errTooManyTopics = errors.New("topics: the sender has begun too many topics")
+
+func denyTooManyTopics() *denial {
+	return &denial{code: codeTooManyTopics, message: "You have begun too many topics that keep a history. Publish to topics that have messages already."}
 }
 
 func denyNoPresence() *denial {

@@ -39,12 +39,13 @@ func Settled(app core.App) bool {
 // Grants is how many decisions are kept.
 func Grants(app core.App) int { return len(From(app).grants.list()) }
 
-// SettleHistory waits until all messages so far are on the disk.
+// SettleHistory waits until all writes so far are on the disk.
 func SettleHistory(app core.App) {
 	d := From(app).history.disk
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for until := d.added; d.done < until && !d.closed; {
+	messages, states := d.messages.added, d.states.added
+	for d.accepts() && (d.messages.done < messages || d.states.done < states) {
 		d.more.Wait()
 	}
 }

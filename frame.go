@@ -1,6 +1,10 @@
 package topics
 
-import "github.com/pocketbase/pocketbase/tools/subscriptions"
+import (
+	"slices"
+
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
+)
 
 // A frame is one server-sent event without its id line, which differs from
 // client to client. Its two parts are prepared once and shared: the event line
@@ -10,6 +14,9 @@ type frame struct {
 	event *eventLine
 	data  dataLine
 	entry *entry // nil for what is not a topic's message
+
+	// enveloped: the entry's envelope is around the data
+	enveloped bool
 }
 
 // heartbeat is the frame that becomes an event stream comment.
@@ -26,7 +33,11 @@ func (f frame) size() int {
 	if f.isHeartbeat() {
 		return 0
 	}
-	return len(f.event.line) + len(f.data)
+	size := len(f.event.line) + len(f.data)
+	if f.enveloped {
+		size += len(f.entry.wrap) + len(envelopeEnd)
+	}
+	return size
 }
 
 // message is the frame as PocketBase's hooks see it.
@@ -34,7 +45,11 @@ func (f frame) message() subscriptions.Message {
 	if f.isHeartbeat() {
 		return subscriptions.Message{}
 	}
-	return subscriptions.Message{Name: f.event.key, Data: f.data.json()}
+	data := f.data.json()
+	if f.enveloped {
+		data = slices.Concat(f.entry.wrap, data, []byte(envelopeEnd))
+	}
+	return subscriptions.Message{Name: f.event.key, Data: data}
 }
 
 // appendTo appends what core's Message.WriteSSE would write.
@@ -42,13 +57,32 @@ func (f frame) appendTo(buf, idLine []byte) []byte {
 	if f.isHeartbeat() {
 		return append(buf, ":\n\n"...)
 	}
-	return append(f.appendHead(buf, idLine), f.data...)
+	buf = f.appendHead(buf, idLine)
+	buf = append(buf, f.json()...)
+	return f.appendTail(buf)
 }
 
-// appendHead appends all but the data line. A heartbeat has none.
+// appendHead appends what comes before the JSON that receivers share. A
+// heartbeat has none.
 func (f frame) appendHead(buf, idLine []byte) []byte {
 	buf = append(buf, idLine...)
-	return append(buf, f.event.line...)
+	buf = append(buf, f.event.line...)
+	buf = append(buf, dataPrefix...)
+	if f.enveloped {
+		buf = append(buf, f.entry.wrap...)
+	}
+	return buf
+}
+
+// json is the part that may be large. A heartbeat has none.
+func (f frame) json() []byte { return f.data.json() }
+
+// appendTail appends what comes after the JSON.
+func (f frame) appendTail(buf []byte) []byte {
+	if f.enveloped {
+		buf = append(buf, envelopeEnd...)
+	}
+	return append(buf, dataSuffix...)
 }
 
 type eventLine struct {

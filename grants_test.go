@@ -29,6 +29,9 @@ func newBench(t *testing.T, stepwise bool) *bench {
 	rules, err := newRules(nil)
 	require.NoError(t, err)
 	b.p = &Plugin{hub: newHub(), rules: rules, grants: newGrants(rules, 0), config: Config{}.withDefaults()}
+	rules.current.Store(new(ruleset))
+	newHistory(b.p.hub, b.p.config)
+	b.p.history = b.p.hub.history
 	b.p.presence = newPresence(b.p.hub, b.p.grants, newHookCalls(), nil, b.p.config)
 	b.p.hub.identify = func(*client, string) *identity { return nil }
 	b.p.foreign = newForeignClients(subscriptions.NewBroker(), b.p.grants, foreignLimits{}, func(string) {})
@@ -95,7 +98,7 @@ func (c *client) received() []string {
 			return names
 		}
 		for _, f := range *frames {
-			names = append(names, string(f.data.json()))
+			names = append(names, string(f.message().Data))
 		}
 		c.done(frames)
 	}

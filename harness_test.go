@@ -14,9 +14,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tests"
+	"github.com/pocketbase/pocketbase/tools/logger"
 	"github.com/pocketbase/pocketbase/tools/types"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -405,4 +407,18 @@ func (e event) notice(t testing.TB) notice {
 	require.NoError(t, json.Unmarshal([]byte(e.data), &data))
 	require.Contains(t, data, "@topics", e.data)
 	return data["@topics"]
+}
+
+// logged counts the lines of the app's log that begin with message. The test
+// app keeps none before the first call.
+func logged(t testing.TB, app core.App, message string) (count int) {
+	t.Helper()
+
+	app.Settings().Logs.MaxDays = 5
+	handler, ok := app.Logger().Handler().(*logger.BatchHandler)
+	require.True(t, ok)
+	require.NoError(t, handler.WriteAll(context.Background()))
+	require.NoError(t, app.AuxDB().Select("count(*)").From("_logs").
+		Where(dbx.NewExp("substr(message, 1, {:n}) = {:message}", dbx.Params{"n": len(message), "message": message})).Row(&count))
+	return count
 }

@@ -1,119 +1,34 @@
 package topics
 
 import (
-	"cmp"
 	"container/list"
-	"slices"
-	"strconv"
-	"strings"
+	"context"
+	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/security"
 )
 
-// topicLog is the history of one topic, guarded by its shard's lock.
-//
-// An epoch is the life of a log: its offsets count on without a hole. The
-// entries may reach back into the epoch before an unclean stop of the server,
-// after which messages may be missing; the offsets go on in a new epoch. A log
-// that was evicted starts at 1 again. Later epochs have greater names, so
-// positions are ordered by epoch and offset.
-type topicLog struct {
-	epoch string
-	last  uint64 // the newest offset, 0 for none
-
-	// ended says what was the end of the epoch before
-	ended string
-
-	// entries are consecutive up to last
-	entries []*entry
-	bytes   int
-
-	used *list.Element // in history.order
-}
-
-func newTopicLog(ended string) *topicLog {
-	return &topicLog{epoch: newEpoch(), ended: ended}
-}
-
-// newEpoch returns a name that is greater than all before, by the clock.
-func newEpoch() string {
-	now := strconv.FormatInt(time.Now().UnixMilli(), 36) // of 8 letters until 2059
-	return now + security.RandomStringWithAlphabet(4, "0123456789abcdefghijklmnopqrstuvwxyz")
-}
-
-// first is the oldest offset that is there, or the next one.
-func (l *topicLog) first() uint64 { return l.last + 1 - uint64(len(l.entries)) }
-
-func (l *topicLog) append(e *entry, r retention) {
-	l.last++
-	e.epoch, e.offset = l.epoch, l.last
-	l.entries = append(l.entries, e)
-	l.bytes += e.size()
-	l.prune(r, e.message.Time)
-}
-
-// prune drops what is beyond the bounds. The newest message always fits.
-func (l *topicLog) prune(r retention, now time.Time) {
-	drop := 0
-	for drop < len(l.entries) {
-		left := len(l.entries) - drop
-		e := l.entries[drop]
-		expired := r.age > 0 && now.Sub(e.message.Time) >= r.age
-		if !expired && left <= r.messages && (l.bytes <= r.bytes || left == 1) {
-			break
-		}
-		l.bytes -= e.size()
-		drop++
-	}
-	if drop == 0 {
-		return
-	}
-	clear(l.entries[:drop])
-	l.entries = l.entries[drop:]
-	if len(l.entries) == 0 || cap(l.entries) > 4*len(l.entries)+64 {
-		l.entries = slices.Clone(l.entries)
-	}
-}
-
-// after returns the entries that come after a position: all of them, if the
-// log knows of no such position. (A server's clock may have gone back.)
-func (l *topicLog) after(epoch string, offset uint64) []*entry {
-	if epoch > l.epoch || epoch == l.epoch && offset > l.last {
-		return l.entries
-	}
-	i, _ := slices.BinarySearchFunc(l.entries, entry{epoch: epoch, offset: offset + 1}, func(e *entry, at entry) int {
-		return cmp.Or(strings.Compare(e.epoch, at.epoch), cmp.Compare(e.offset, at.offset))
-	})
-	return l.entries[i:]
-}
-
-// The positions of messages are written as epoch:offset.
-func messageID(epoch string, offset uint64) string {
-	return epoch + ":" + strconv.FormatUint(offset, 10)
-}
-
-func parseMessageID(id string) (epoch string, offset uint64, ok bool) {
-	epoch, number, found := strings.Cut(id, ":")
-	if !found || epoch == "" || strings.Trim(number, "0123456789") != "" {
-		return "", 0, false
-	}
-	offset, err := strconv.ParseUint(number, 10, 64)
-	return epoch, offset, err == nil
-}
-
 // history finds and bounds the logs of all topics. The logs themselves are in
-// the hub's shards.
+// the hub's shards. A topic that keeps nothing has none, so that names alone
+// cost nothing.
+//
+// The logs of all topics are in memory, at some hundred bytes each; their
+// entries only of those that were used lately. Dropping entries from memory
+// leaves them on the disk, if there is one.
 type history struct {
 	hub       *hub
 	disk      *disk // nil: in memory only
 	positions *positions
-	maxLogs   int
-	messages  int // most per topic
-	bytes     int // most per topic
-	retention func(topic string) retention
+	epochs    epochs
+	limits    historyLimits
+	retention func(topic string) (retention, error)
+	app       func() core.App
+	failed    func(topic string, err error) // the disk could not be read
+
+	loads loads
 
 	// the goroutine that drops what is too old, started with the first log
 	start   sync.Once
@@ -121,47 +36,104 @@ type history struct {
 	stop    chan struct{}
 	running sync.WaitGroup
 
-	mu    sync.Mutex // taken while holding a shard's lock, never the other way
-	order *list.List // topics, the most recently used first
+	unclean atomic.Bool // the stop before this start was not clean
+
+	mu     sync.Mutex // taken while holding a shard's lock, never the other way
+	order  *list.List // *topicLog, the most recently used first
+	cached *list.List // those with entries in memory, likewise
+	bytes  int        // of all entries in memory
+	kept   int        // of all that is kept
+	begun  map[owner]int
+
+	// epoch is that of logs that begin. Topics that were dropped in it begin
+	// another one: their offsets were given.
+	epoch   string
+	dropped map[string]string // with the reason of the gap
+
+	evicted uint64 // logs that were dropped for others
+	refused uint64 // topics that were not begun
 }
 
-func newHistory(hub *hub, config Config, retention func(topic string) retention) *history {
+// historyLimits are the fields of [Config] that bound histories.
+type historyLimits struct {
+	topics   int
+	messages int // of a topic
+	bytes    int // of a topic
+	memory   int // bytes of all
+	disk     int // bytes of all
+	sender   int // topics of one sender, -1 for no limit
+}
+
+func newHistory(hub *hub, config Config) *history {
 	h := &history{
-		hub:       hub,
-		maxLogs:   config.MaxTopics,
-		messages:  config.HistoryMessages,
-		bytes:     config.HistoryBytes,
-		retention: retention,
-		stop:      make(chan struct{}),
-		order:     list.New(),
+		hub: hub,
+		limits: historyLimits{
+			topics:   config.MaxTopics,
+			messages: config.HistoryMessages,
+			bytes:    config.HistoryBytes,
+			memory:   config.HistoryTotalBytes,
+			disk:     config.HistoryDiskBytes,
+			sender:   config.MaxTopicsPerSender,
+		},
+		stop:    make(chan struct{}),
+		order:   list.New(),
+		cached:  list.New(),
+		begun:   map[owner]int{},
+		dropped: map[string]string{},
 	}
-	if !config.HistoryInMemory {
-		h.disk = newDisk()
-	}
-	h.positions = newPositions(h.disk, config)
-	hub.positions, hub.overlap = h.positions, config.ResumeOverlap
+	h.epoch = h.epochs.next()
+	h.loads.history = h
+	h.positions = newPositions(config)
+	hub.history, hub.overlap = h, config.ResumeOverlap
 	return h
 }
 
+// virtual is the position before the first message of a topic without a log.
+func (h *history) virtual() mark {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	return mark{epoch: h.epoch, at: time.Now()}
+}
+
 // close ends the goroutines and makes the disk ready for the next start.
-func (h *history) close(app core.App) error {
+func (h *history) close(ctx context.Context, app core.App) error {
 	h.end.Do(func() { close(h.stop) })
 	h.start.Do(func() {}) // it is not started any more
-	h.running.Wait()
+	h.loads.close()
+	waitFor(ctx, &h.running)
 	if h.disk == nil {
 		return nil
 	}
 
-	logs := map[string]*topicLog{}
+	var heads []logHead
+	h.eachLog(func(_ *hubShard, l *topicLog) { heads = append(heads, l.head()) })
+	return h.disk.close(ctx, app, heads, h.positions.all())
+}
+
+// waitFor waits for a group, but no longer than ctx.
+func waitFor(ctx context.Context, group *sync.WaitGroup) {
+	done := make(chan struct{})
+	go func() {
+		group.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// eachLog calls visit for every log, with its shard's lock held.
+func (h *history) eachLog(visit func(*hubShard, *topicLog)) {
 	for i := range h.hub.shards {
 		shard := &h.hub.shards[i]
 		shard.mu.Lock()
-		for topic, l := range shard.logs {
-			logs[topic] = &topicLog{epoch: l.epoch, last: l.last}
+		for _, l := range shard.logs {
+			visit(shard, l)
 		}
 		shard.mu.Unlock()
 	}
-	return h.disk.close(app, logs, h.positions.all())
 }
 
 // sweepEvery is how often expired messages and positions are dropped that
@@ -177,131 +149,15 @@ func (h *history) run() {
 		case <-h.stop:
 			return
 		case now := <-tick.C:
-			h.sweep(now)
+			h.review(now)
 			h.positions.sweep(now)
-			if h.disk != nil {
-				h.disk.add(diskWrite{expire: now})
-			}
 		}
 	}
 }
 
-// open makes sure that the topic has a log, which may have to be read from
-// the disk. It is called before the topic's lock is taken.
-func (h *history) open(app core.App, topic string, r retention) error {
-	h.start.Do(func() { h.running.Go(h.run) })
-
-	shard := h.hub.shard(topic)
-	shard.mu.Lock()
-	l, taken := shard.logs[topic], shard.taken
-	if l != nil {
-		h.touch(l)
-	}
-	shard.mu.Unlock()
-	if l != nil {
-		return nil
-	}
-
-	loaded := newTopicLog(gapEvicted)
-	if h.disk != nil {
-		var err error
-		if loaded, err = h.disk.load(app, topic); err != nil {
-			return err
-		}
-	}
-	loaded.prune(r, time.Now())
-
-	shard.mu.Lock()
-	// not if it was there meanwhile and is gone again: what was loaded is older
-	if shard.logs[topic] == nil && shard.taken == taken {
-		h.put(shard, topic, loaded)
-	}
-	shard.mu.Unlock()
-
-	h.evict()
-	return nil
-}
-
-// put expects the shard's lock to be held.
-func (h *history) put(shard *hubShard, topic string, l *topicLog) {
-	shard.logs[topic] = l
-	h.mu.Lock()
-	l.used = h.order.PushFront(topic)
-	h.mu.Unlock()
-}
-
-func (h *history) touch(l *topicLog) {
-	h.mu.Lock()
-	h.order.MoveToFront(l.used)
-	h.mu.Unlock()
-}
-
-// evict drops the logs that were not used for the longest time.
-func (h *history) evict() {
-	for {
-		h.mu.Lock()
-		if h.order.Len() <= h.maxLogs {
-			h.mu.Unlock()
-			return
-		}
-		topic := h.order.Back().Value.(string)
-		h.mu.Unlock()
-
-		h.drop(topic)
-	}
-}
-
-func (h *history) drop(topic string) {
-	shard := h.hub.shard(topic)
-	shard.mu.Lock()
-	defer shard.mu.Unlock()
-
-	h.remove(shard, topic)
-}
-
-// remove expects the shard's lock to be held.
-func (h *history) remove(shard *hubShard, topic string) {
-	l := shard.logs[topic]
-	if l == nil {
-		return
-	}
-	h.takeOut(shard, topic, l)
-	if h.disk != nil {
-		h.disk.forget(topic)
-	}
-}
-
-// takeOut leaves the disk as it is.
-func (h *history) takeOut(shard *hubShard, topic string, l *topicLog) {
-	delete(shard.logs, topic)
-	shard.taken++
-	h.mu.Lock()
-	h.order.Remove(l.used)
-	h.mu.Unlock()
-}
-
-// keep appends the message to the topic's log. The shard's lock is held.
-func (h *history) keep(shard *hubShard, e *entry, r retention) {
-	topic := e.message.Topic
-	l := shard.logs[topic]
-	if l == nil {
-		// evicted since it was opened, or it could not be read
-		l = newTopicLog(gapEvicted)
-		h.put(shard, topic, l)
-		if h.disk != nil {
-			h.disk.forget(topic)
-		}
-	} else {
-		h.touch(l)
-	}
-	l.append(e, r)
-	if h.disk != nil {
-		h.disk.write(e, l.first())
-	}
-}
-
-// sweep drops what is too old in topics that nobody publishes to.
-func (h *history) sweep(now time.Time) {
+// review applies the rules as they are now to all logs, in memory and on the
+// disk. Those whose rule cannot be read stay as they are.
+func (h *history) review(now time.Time) {
 	for i := range h.hub.shards {
 		shard := &h.hub.shards[i]
 		shard.mu.Lock()
@@ -312,72 +168,373 @@ func (h *history) sweep(now time.Time) {
 		shard.mu.Unlock()
 
 		for _, topic := range topics {
-			r := h.retention(topic)
-			if r.keeps() && r.age == 0 {
-				continue
-			}
-			if !r.keeps() {
-				h.drop(topic) // its rule keeps none any more
+			r, err := h.retention(topic)
+			if err != nil {
 				continue
 			}
 			shard.mu.Lock()
 			if l := shard.logs[topic]; l != nil {
-				had := len(l.entries)
-				l.prune(r, now)
-				if h.disk != nil && len(l.entries) < had {
-					h.disk.pruned(topic, l.first())
-				}
+				h.apply(shard, l, r, now)
 			}
 			shard.mu.Unlock()
 		}
 	}
 }
 
-// openHistory makes the topic's log and the subscriber's position ready to be
-// read without a database. If that fails they are new, and the log says so.
-func (p *Plugin) openHistory(app core.App, topic string, options subscribeOptions, auth credentials) *position {
-	r := p.retentionOf(topic)
+// apply expects the shard's lock to be held.
+func (h *history) apply(shard *hubShard, l *topicLog, r retention, now time.Time) {
 	if !r.keeps() {
-		return nil
+		h.drop(shard, l, gapEvicted) // its rule keeps none any longer
+		return
 	}
-	if err := p.history.open(app, topic, r); err != nil {
-		p.logHistoryError(app, topic, err)
+	first, whole := l.first, l.whole()
+	h.account(l, func() { l.prune(r, now) })
+	if l.count() == 0 && now.Sub(l.newest) > h.positions.keep {
+		h.drop(shard, l, gapExpired) // nobody has a position in it
+		return
 	}
-	if options.resume == "" {
-		return nil
+	switch {
+	case h.disk == nil:
+	case !whole && r.age > 0:
+		h.disk.addMessage(headWrite{head: l.head(), expired: now.Add(-r.age)})
+	case l.first > first:
+		h.disk.addMessage(headWrite{head: l.head()})
 	}
-	position, err := p.history.positions.open(app, positionID(auth, topic, options.resume), p.hub.head(topic))
-	if err != nil {
-		p.logHistoryError(app, topic, err)
-	}
-	return position
 }
 
-// openDisk is called when the process starts to serve: another one, such as a
-// command beside the server, leaves the disk alone.
-func (p *Plugin) openDisk(app core.App) {
-	if p.history.disk == nil {
-		return
+// account keeps the sums over a change of a log. The shard's lock is held.
+func (h *history) account(l *topicLog, change func()) {
+	bytes, kept := l.bytes, l.kept
+	change()
+
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.bytes += l.bytes - bytes
+	h.kept += l.kept - kept
+	switch {
+	case len(l.entries) == 0 && l.cached != nil:
+		h.cached.Remove(l.cached)
+		l.cached = nil
+	case len(l.entries) > 0 && l.cached == nil:
+		l.cached = h.cached.PushFront(l)
 	}
-	left, err := p.history.disk.prepare(app)
-	if err != nil {
-		app.Logger().Error("Failed to open the histories of topics: they are in memory only", "error", err.Error())
-		return
+}
+
+// touch makes a log the most recently used one. The shard's lock is held.
+func (h *history) touch(l *topicLog) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	h.order.MoveToFront(l.used)
+	if l.cached != nil {
+		h.cached.MoveToFront(l.cached)
 	}
-	p.presence.restore(left)
-	// what was sent before is not part of the disk's logs
-	for i := range p.hub.shards {
-		shard := &p.hub.shards[i]
+}
+
+// put expects the shard's lock to be held.
+func (h *history) put(shard *hubShard, l *topicLog) {
+	shard.logs[l.topic] = l
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	l.used = h.order.PushFront(l)
+	h.kept += l.kept
+	if l.owner != "" {
+		h.begun[l.owner]++
+	}
+}
+
+// takeOut leaves the disk as it is. The shard's lock is held.
+func (h *history) takeOut(shard *hubShard, l *topicLog) {
+	delete(shard.logs, l.topic)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	h.order.Remove(l.used)
+	if l.cached != nil {
+		h.cached.Remove(l.cached)
+	}
+	h.bytes -= l.bytes
+	h.kept -= l.kept
+	if l.owner != "" {
+		if h.begun[l.owner]--; h.begun[l.owner] == 0 {
+			delete(h.begun, l.owner)
+		}
+	}
+	l.used, l.cached = nil, nil
+}
+
+// drop ends a log, in memory and on the disk. Who has a position in it is told
+// of a gap with that reason. The shard's lock is held.
+func (h *history) drop(shard *hubShard, l *topicLog, reason string) {
+	h.takeOut(shard, l)
+	h.mu.Lock()
+	if len(h.dropped) >= h.limits.topics {
+		clear(h.dropped)
+		h.epoch = h.epochs.next()
+	}
+	h.dropped[l.topic] = reason
+	h.mu.Unlock()
+	h.positions.forgetBeginnings(l.topic)
+	if h.disk != nil {
+		h.disk.addMessage(logEnd{l.topic})
+	}
+}
+
+// mayBegin reports whether a sender may begin that many topics more.
+func (h *history) mayBegin(who owner, more int) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	if who == "" || h.begun[who]+more <= h.share(who) {
+		return true
+	}
+	h.refused += uint64(more)
+	return false
+}
+
+// share is how many topics a sender may begin. Guests whose addresses say
+// nothing have half of all together. h.mu is held.
+func (h *history) share(who owner) int {
+	switch {
+	case who == guestsOwner:
+		return max(1, h.limits.topics/2)
+	case h.limits.sender < 0:
+		return h.limits.topics
+	default:
+		return h.limits.sender
+	}
+}
+
+// begin makes a log for a topic that has none, unless the sender has begun too
+// many. The shard's lock is held.
+func (h *history) begin(shard *hubShard, topic string, who owner) *topicLog {
+	if !h.mayBegin(who, 1) {
+		return nil
+	}
+	h.start.Do(func() { h.running.Go(h.run) })
+
+	h.mu.Lock()
+	l := &topicLog{topic: topic, epoch: h.epoch, first: 1, owner: who}
+	reason, again := h.dropped[topic]
+	h.mu.Unlock()
+	if again {
+		l.epoch, l.ended = h.epochs.next(), reason
+	} else if h.unclean.Load() {
+		l.ended = gapEpoch
+	}
+	h.put(shard, l)
+	return l
+}
+
+// keep appends the message to the topic's log. It returns [errTooManyTopics] if
+// the sender may not begin it. The shard's lock is held; the caller calls evict
+// without it.
+func (h *history) keep(shard *hubShard, e *entry, r retention) error {
+	l := shard.logs[e.message.Topic]
+	if l == nil {
+		if l = h.begin(shard, e.message.Topic, e.message.owner); l == nil {
+			return errTooManyTopics
+		}
+	} else {
+		h.touch(l)
+	}
+	h.account(l, func() { l.append(e, r) })
+	if h.disk != nil {
+		l.saved = h.disk.addMessage(messageWrite{entry: e, head: l.head()})
+	}
+	return nil
+}
+
+// begins is how many of these topics have no log, so that a message begins them.
+func (h *history) begins(topics []string) (count int) {
+	seen := make(map[string]struct{}, len(topics))
+	for _, topic := range topics {
+		if _, again := seen[topic]; again {
+			continue
+		}
+		seen[topic] = struct{}{}
+		if r, err := h.retention(topic); err != nil || !r.keeps() {
+			continue
+		}
+		shard := h.hub.shard(topic)
 		shard.mu.Lock()
-		for topic, l := range shard.logs {
-			p.history.takeOut(shard, topic, l)
+		if shard.logs[topic] == nil {
+			count++
+		}
+		shard.mu.Unlock()
+	}
+	return count
+}
+
+// evict brings the sums below the limits: entries go from memory, and whole logs
+// where there is no other way; those that were not used for the longest time
+// first.
+func (h *history) evict() {
+	for range 1000 { // others evict too
+		l, drop := h.victim()
+		if l == nil {
+			return
+		}
+		shard := h.hub.shard(l.topic)
+		shard.mu.Lock()
+		if shard.logs[l.topic] == l {
+			if drop {
+				h.drop(shard, l, gapEvicted)
+			} else {
+				h.account(l, l.forgetEntries)
+			}
 		}
 		shard.mu.Unlock()
 	}
 }
 
-func (p *Plugin) logHistoryError(app core.App, topic string, err error) {
+// victim returns a log to make room with, or nil if there is room.
+func (h *history) victim() (l *topicLog, drop bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	onDisk := h.disk != nil && h.disk.isReady()
+	switch {
+	case h.order.Len() > h.limits.topics, onDisk && h.kept > h.limits.disk && h.order.Len() > 1:
+		h.evicted++
+		return h.order.Back().Value.(*topicLog), true
+	case h.bytes <= h.limits.memory || h.cached.Len() < 2:
+		return nil, false
+	case !onDisk:
+		h.evicted++
+		return h.cached.Back().Value.(*topicLog), true
+	}
+	for range 100 {
+		l := h.cached.Back().Value.(*topicLog)
+		if h.disk.isSaved(l.saved) {
+			return l, false
+		}
+		// what is not written yet has to stay: the disk's backlog bounds it
+		h.cached.MoveToFront(l.cached)
+	}
+	return nil, false
+}
+
+// load reads what the topic's log has on the disk only. No lock is held.
+func (h *history) load(ctx context.Context, topic string) error {
+	shard := h.hub.shard(topic)
+	for range 3 { // it may be evicted again meanwhile
+		shard.mu.Lock()
+		l := shard.logs[topic]
+		if l == nil || l.whole() {
+			shard.mu.Unlock()
+			return nil
+		}
+		from, before := l.first, l.inMemory()
+		h.touch(l)
+		shard.mu.Unlock()
+
+		entries, err := h.disk.read(ctx, h.app(), topic, from, before)
+		if err != nil {
+			return fmt.Errorf("failed to read the history: %w", err)
+		}
+
+		shard.mu.Lock()
+		if shard.logs[topic] == l && l.inMemory() <= before { // else try again
+			h.account(l, func() { l.prepend(entries) })
+			h.touch(l)
+		}
+		shard.mu.Unlock()
+		h.evict()
+	}
+	return nil
+}
+
+// open makes the histories of the disk those of this process. What was sent
+// before is not part of them.
+func (h *history) open(left leftBehind) {
+	h.start.Do(func() { h.running.Go(h.run) })
+	for _, head := range left.heads {
+		h.epochs.saw(head.epoch)
+	}
+	for _, p := range left.positions {
+		h.epochs.saw(p.epoch)
+	}
+	h.unclean.Store(!left.clean)
+
+	for i := range h.hub.shards {
+		shard := &h.hub.shards[i]
+		shard.mu.Lock()
+		for _, l := range shard.logs {
+			h.takeOut(shard, l)
+		}
+		shard.mu.Unlock()
+	}
+	h.mu.Lock()
+	h.epoch = h.epochs.next()
+	epoch := h.epoch
+	h.mu.Unlock()
+
+	for _, head := range left.heads { // the most recently used last
+		l := &topicLog{topic: head.topic, epoch: head.epoch, first: head.first, last: head.last, kept: head.kept, newest: head.newest, owner: head.owner}
+		if !left.clean {
+			l.epoch, l.ended = epoch, gapEpoch
+		}
+		shard := h.hub.shard(l.topic)
+		shard.mu.Lock()
+		h.put(shard, l)
+		shard.mu.Unlock()
+	}
+	h.positions.open(left.positions)
+	h.review(time.Now())
+	h.evict()
+}
+
+func (h *history) stats(s *Stats) {
+	h.mu.Lock()
+	s.Histories, s.HistoryBytes = h.order.Len(), h.bytes
+	s.HistoriesEvicted, s.TopicsRefused = h.evicted, h.refused
+	if h.disk != nil {
+		s.HistoryDiskBytes = h.kept
+	}
+	h.mu.Unlock()
+
+	h.positions.mu.Lock()
+	s.Positions, s.PositionsEvicted = len(h.positions.byID), h.positions.evicted
+	h.positions.mu.Unlock()
+
+	if h.disk != nil {
+		messages, lag := h.disk.backlog()
+		s.HistoryBacklog, s.HistoryLag = messages, lag.Milliseconds()
+	}
+}
+
+// openDisk is called when the process starts to serve: another one, such as a
+// command beside the server, leaves the disk alone.
+func (p *Plugin) openDisk(app core.App) {
+	h := p.history
+	if h.disk == nil {
+		return
+	}
+	left, err := h.disk.prepare(app, p.config.MaxPositions)
+	if err != nil {
+		app.Logger().Error("Failed to open the histories of topics: they are in memory only", "error", err.Error())
+		return
+	}
+	if left.opened {
+		h.open(left)
+		p.presence.restore(left)
+	}
+}
+
+func (p *Plugin) logHistoryError(topic string, err error) {
 	if p.logs.allow("history " + err.Error()) {
-		app.Logger().Error("Failed to read the history of a topic", "topic", topic, "error", err.Error())
+		p.outerApp().Logger().Error("Failed to read the history of a topic", "topic", topic, "error", err.Error())
+	}
+}
+
+// logDiskError is about writes. It is said once a period, however often they fail.
+func (p *Plugin) logDiskError(app core.App, err error) {
+	if p.logs.allow("disk " + err.Error()) {
+		app.Logger().Error(
+			"Failed to write the history of topics: after the next restart, clients are told of a gap",
+			"error", err.Error(),
+		)
 	}
 }

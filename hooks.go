@@ -3,6 +3,7 @@ package topics
 import (
 	"context"
 	"math"
+	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/core/validators"
@@ -40,6 +41,10 @@ func (p *Plugin) bindHooks(app core.App) {
 	app.OnModelCreateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsCreate", Func: p.onWrite, Priority: last})
 	app.OnModelUpdateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsUpdate", Func: p.onWrite, Priority: last})
 	app.OnModelDeleteExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsDelete", Func: p.onWrite, Priority: last})
+
+	app.OnModelCreateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsRecordCreated", Func: p.onRecordEnd, Priority: last})
+	app.OnModelUpdateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsRecordRenamed", Func: p.onRecordRenamed, Priority: last})
+	app.OnModelDeleteExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsRecordDeleted", Func: p.onRecordEnd, Priority: last})
 
 	// a collection that appears, is renamed or goes changes what rules mean
 	app.OnCollectionAfterCreateSuccess().Bind(&hook.Handler[*core.CollectionEvent]{Id: "topicsCollectionCreated", Func: p.onCollectionChanged, Priority: first})
@@ -111,6 +116,7 @@ func (p *Plugin) onRuleValidate(e *core.RecordEvent) error {
 
 func (p *Plugin) onRuleSaved(e *core.RecordEvent) error {
 	warnOfGuests(e.App, e.Record)
+	warnOfAccounts(e.App, e.Record)
 
 	return e.Next()
 }
@@ -146,5 +152,7 @@ func (p *Plugin) onWritten(w written) {
 
 	if w.collection == migrations.CollectionID {
 		p.rulesChanged()
+		// before rules that come later could show what these do not keep
+		p.history.review(time.Now())
 	}
 }

@@ -31,9 +31,9 @@ type hub struct {
 
 	clients sync.Map // *client -> struct{}, all connected ones
 
-	positions *positions
-	overlap   time.Duration // Config.ResumeOverlap
-	presence  *presence
+	history  *history
+	overlap  time.Duration // Config.ResumeOverlap
+	presence *presence
 
 	// which member a client is that Go code has subscribed to a topic
 	identify func(c *client, topic string) *identity
@@ -52,9 +52,7 @@ type hubShard struct {
 
 	members map[string]*topicMembers // of topics that have or had some lately
 
-	// the histories of topics that keep one, and how many were taken out
-	logs  map[string]*topicLog
-	taken uint64
+	logs map[string]*topicLog // of topics that keep something
 }
 
 // keyGroup holds the subscribers with the same subscription key, which share
@@ -253,8 +251,9 @@ func (h *hub) stale(topic string, limit int) []*grant {
 
 // publish gives the message its place in the topic's history, if that is kept,
 // and queues it for every subscriber and for the foreign clients. Where a subscriber's grant is stale, the message is held
-// back. It returns the clients whose queue was full: the caller closes them.
-func (h *hub) publish(m Message, foreign *foreignClients, history *history, r retention) (id string, slow []*client) {
+// back. It returns the clients whose queue was full: the caller closes them. With
+// an error nothing was sent.
+func (h *hub) publish(m Message, foreign *foreignClients, r retention) (id string, slow []*client, err error) {
 	e := newEntry(m)
 	sweep := foreign.present(h.registered.Load())
 
@@ -263,9 +262,11 @@ func (h *hub) publish(m Message, foreign *foreignClients, history *history, r re
 	defer shard.mu.Unlock()
 
 	if r.keeps() {
-		history.keep(shard, e, r)
-	} else if shard.logs[m.Topic] != nil {
-		history.remove(shard, m.Topic) // its rule keeps none any more
+		if err := h.history.keep(shard, e, r); err != nil {
+			return "", nil, err
+		}
+	} else if l := shard.logs[m.Topic]; l != nil {
+		h.history.drop(shard, l, gapEvicted) // its rule keeps none any longer
 	}
 	now := time.Now().UnixNano()
 	var fallen []*subscription
@@ -288,12 +289,12 @@ func (h *hub) publish(m Message, foreign *foreignClients, history *history, r re
 		foreign.queue(m, e.plain)
 	}
 
-	return e.id(), slow
+	return e.id(), slow, nil
 }
 
 // fanOut returns the subscribers whose queue was full.
 func (g *keyGroup) fanOut(e *entry, now int64, full []*subscription) []*subscription {
-	f := frame{event: g.event, data: e.line(g.enveloped), entry: e}
+	f := e.frame(g.event, g.enveloped)
 	if len(g.subscribers) <= fanOutChunk {
 		return g.fanOutChunk(g.subscribers, f, now, full)
 	}

@@ -178,7 +178,7 @@ func checkTransaction(app core.App) error {
 
 // deliver is the broker's handler: the message goes to every subscriber of
 // this process who still may receive it.
-func (p *Plugin) deliver(m Message) {
+func (p *Plugin) deliver(m Message) error {
 	// A few stale grants are decided here, so that a subscriber has the message
 	// exactly if the rule lets it have it now. Many would keep the publisher
 	// waiting: their messages are held back and follow.
@@ -191,20 +191,25 @@ func (p *Plugin) deliver(m Message) {
 		p.grants.markDirty(p.hub.stale(m.Topic, math.MaxInt)...)
 	}
 
-	r := p.retentionOf(m.Topic)
-	if r.keeps() {
-		app := p.outerApp()
-		if err := p.history.open(app, m.Topic, r); err != nil {
-			p.logHistoryError(app, m.Topic, err) // and start a new one
-		}
+	r, err := p.retentionOf(m.Topic)
+	if err != nil {
+		// it could not be said whether the message is to be kept
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 
 	p.counters.published.Add(1)
-	id, slow := p.hub.publish(m, p.foreign, p.history, r)
+	id, slow, err := p.hub.publish(m, p.foreign, r)
+	if err != nil {
+		return err
+	}
 	if m.id != nil {
 		*m.id = id
 	}
 	for _, c := range slow {
 		c.closeSlow()
 	}
+	if r.keeps() {
+		p.history.evict()
+	}
+	return nil
 }

@@ -19,6 +19,26 @@ func ownerOf(e *core.RequestEvent) owner {
 	return addressOwner(clientAddress(e))
 }
 
+// guestsOwner is that of all guests whose address says nothing, where they have
+// a share together.
+const guestsOwner owner = "guests"
+
+// senderOf returns whom a publish counts for: nobody for superusers.
+func senderOf(e *core.RequestEvent) owner {
+	if e.HasSuperuserAuth() {
+		return ""
+	}
+	return subscriberOf(e)
+}
+
+// subscriberOf returns whom a subscription counts for.
+func subscriberOf(e *core.RequestEvent) owner {
+	if who := ownerOf(e); who != "" {
+		return who
+	}
+	return guestsOwner
+}
+
 // accountOwner is that of an account: its collection's id and its own.
 func accountOwner(collection, id string) owner {
 	return owner("account\x00" + collection + "\x00" + id)

@@ -1,15 +1,16 @@
 package topics
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"time"
 
 	validation "github.com/pocketbase/ozzo-validation/v4"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/router"
 )
 
 const (
@@ -47,7 +48,7 @@ type HistoryPage struct {
 
 // History returns messages that a topic keeps. No rule is asked. It returns,
 // wrapped, [ErrNotRegistered], [ErrClosed], [ErrMalformedTopic],
-// [ErrInvalidPosition] or [ErrNoHistory], or an error of the database.
+// [ErrInvalidPosition], [ErrNoHistory] or [ErrUnavailable].
 func History(app core.App, topic string, options HistoryOptions) (HistoryPage, error) {
 	p := From(app)
 	if p == nil {
@@ -80,66 +81,55 @@ func (p *Plugin) page(app core.App, topic string, options HistoryOptions) (Histo
 	if limit < 1 || limit > maxHistoryLimit {
 		return HistoryPage{}, nil, fmt.Errorf("%w: the limit must be from 1 to %d", ErrInvalidPosition, maxHistoryLimit)
 	}
-	r := p.retentionOf(topic)
+	r, err := p.retentionOf(topic)
+	if err != nil {
+		return HistoryPage{}, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
 	if !r.keeps() {
 		return HistoryPage{}, nil, ErrNoHistory
 	}
-	if err := p.history.open(app, topic, r); err != nil {
+	if err := options.validate(); err != nil {
 		return HistoryPage{}, nil, err
 	}
+	for range 10 { // it may be evicted again before it is looked at
+		if err := p.history.load(context.Background(), topic); err != nil {
+			return HistoryPage{}, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		if page, entries, ok := p.hub.page(topic, options, limit, r); ok {
+			return page, entries, nil
+		}
+	}
+	return HistoryPage{}, nil, ErrUnavailable
+}
 
-	shard := p.hub.shard(topic)
+func (o HistoryOptions) validate() error {
+	if o.Since != "" && o.Before != "" {
+		return fmt.Errorf("%w: since and before exclude each other", ErrInvalidPosition)
+	}
+	for _, id := range []string{o.Since, o.Before} {
+		if _, _, ok := parseMessageID(id); !ok && id != "" {
+			return fmt.Errorf("%w: %q", ErrInvalidPosition, clip(id))
+		}
+	}
+	return nil
+}
+
+// page reports false if the topic's log has to be read from the disk first.
+func (h *hub) page(topic string, options HistoryOptions, limit int, r retention) (page HistoryPage, entries []*entry, ok bool) {
+	shard := h.shard(topic)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
 	log := shard.logs[topic]
 	if log == nil {
-		return HistoryPage{Recovered: options.Since == "" && options.Before == ""}, nil, nil
+		return HistoryPage{Recovered: options.Since == "" && options.Before == ""}, nil, true
 	}
-	log.prune(r, time.Now())
-	return log.page(options, limit)
-}
-
-// page expects the shard's lock to be held.
-func (l *topicLog) page(options HistoryOptions, limit int) (page HistoryPage, entries []*entry, err error) {
-	if l.last > 0 {
-		page.Last = messageID(l.epoch, l.last)
-		if n := len(l.entries); n > 0 {
-			page.Last = l.entries[n-1].id()
-		}
+	if !log.whole() {
+		return HistoryPage{}, nil, false
 	}
-
-	switch {
-	case options.Since != "" && options.Before != "":
-		return page, nil, fmt.Errorf("%w: since and before exclude each other", ErrInvalidPosition)
-
-	case options.Since != "":
-		epoch, offset, ok := parseMessageID(options.Since)
-		if !ok {
-			return page, nil, fmt.Errorf("%w: %q", ErrInvalidPosition, clip(options.Since))
-		}
-		// messages may be missing at the end of another epoch
-		page.Recovered = epoch == l.epoch && offset+1 >= l.first() && offset <= l.last
-		entries = l.after(epoch, offset)
-		entries = entries[:min(len(entries), limit)]
-
-	case options.Before != "":
-		epoch, offset, ok := parseMessageID(options.Before)
-		if !ok {
-			return page, nil, fmt.Errorf("%w: %q", ErrInvalidPosition, clip(options.Before))
-		}
-		after := l.after(epoch, max(offset, 1)-1)
-		page.Recovered = len(after) > 0 && after[0].epoch == epoch && after[0].offset == offset
-		if page.Recovered {
-			entries = l.entries[:len(l.entries)-len(after)]
-			entries = entries[max(0, len(entries)-limit):]
-		}
-
-	default:
-		page.Recovered = true
-		entries = l.entries[max(0, len(l.entries)-limit):]
-	}
-	return page, slices.Clone(entries), nil
+	h.history.apply(shard, log, r, time.Now())
+	page, entries = log.page(options, limit)
+	return page, entries, true
 }
 
 // historyAnswer is a page as HTTP clients see it.
@@ -163,6 +153,11 @@ func (p *Plugin) historyFault(e *core.RequestEvent, err error) error {
 		}
 		return e.BadRequestError("Failed to read the history.", validation.Errors{
 			field: validation.NewError(codeSinceInvalid, "Must be the id of a message, and since and before exclude each other."),
+		})
+	case errors.Is(err, ErrUnavailable):
+		p.logHistoryError(e.Request.URL.Query().Get("topic"), err)
+		return router.NewApiError(http.StatusServiceUnavailable, "Failed to read the history.", validation.Errors{
+			"topic": validation.NewError(codeUnavailable, "The history cannot be read at this moment. Try again."),
 		})
 	default:
 		return e.InternalServerError("Failed to read the history.", err)

@@ -106,7 +106,7 @@ type Config struct {
 	HistoryMessages int
 
 	// HistoryBytes is the most that any topic keeps in bytes: the messages' JSON
-	// and 128 for each. Default 1 MiB.
+	// and 512 for each. Default 1 MiB.
 	HistoryBytes int
 
 	// HistoryInMemory keeps histories and positions in memory only, so that a
@@ -114,8 +114,9 @@ type Config struct {
 	// PocketBase's auxiliary database.
 	HistoryInMemory bool
 
-	// MaxTopics is how many topics may have a history. Beyond it, those that
-	// were not used for the longest time lose theirs. Default 100,000.
+	// MaxTopics is how many topics may have a history, in memory and on the
+	// disk. Beyond it, those that were not used for the longest time lose
+	// theirs. Default 100,000.
 	MaxTopics int
 
 	// ResumeFor is how long the position of a subscriber with the resume option
@@ -409,7 +410,12 @@ func Register(app core.App, config Config) error {
 		repeats: newRepeats(),
 	}
 	p.calls.trigger, p.calls.failed = p.triggerCall, p.logCallError
-	p.history = newHistory(p.hub, config, p.retentionOf)
+	p.history = newHistory(p.hub, config)
+	p.history.retention, p.history.app, p.history.failed = p.retentionOf, p.outerApp, p.logHistoryError
+	if !config.HistoryInMemory {
+		p.history.disk = newDisk(config.HistoryTotalBytes/4, p.logDiskError)
+		p.history.positions.disk = p.history.disk
+	}
 	p.presence = newPresence(p.hub, p.grants, p.calls, p.history.disk, config)
 	p.hub.identify = p.identify
 	p.writes = newWrites(p.onWritten)
@@ -475,7 +481,7 @@ func (p *Plugin) close(ctx context.Context, app core.App) error {
 	p.hub.close()
 	p.grants.close()
 	p.foreign.close(ctx)
-	err = errors.Join(err, p.history.close(app))
+	err = errors.Join(err, p.history.close(ctx, app))
 	p.rules.close()
 	p.calls.wait(ctx)
 

@@ -13,9 +13,15 @@ import (
 // position is how far a subscriber with the resume option has come. It stays
 // for a while after the connection has ended.
 type position struct {
-	id      string // in the store
-	used    *list.Element
-	expires time.Time // zero while a subscription holds it; guarded by the store
+	id    string // in the store
+	owner owner
+
+	// guarded by the store
+	topic   string
+	used    *list.Element // of all
+	owned   *list.Element // of the owner's
+	expires time.Time     // counts while no subscription holds it
+	gone    bool
 
 	mu    sync.Mutex
 	holds *subscription // the one that writes it
@@ -106,25 +112,47 @@ func (p *position) certain(overlap time.Duration) (mark, bool) {
 	return p.marks[0], true
 }
 
+func (p *position) isHeld() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	return p.holds != nil
+}
+
+// atBeginning reports whether the position is before the first message.
+func (p *position) atBeginning() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	n := len(p.marks)
+	return n > 0 && p.marks[n-1].offset == 0
+}
+
 // positions are all of them, in memory and maybe on the disk.
 type positions struct {
 	disk    *disk // nil: in memory only
 	keep    time.Duration
 	overlap time.Duration
 	max     int
+	each    int // of one owner, -1 for no limit
 
-	mu    sync.Mutex
-	byID  map[string]*position
-	order *list.List // *position, the most recently used first
+	mu      sync.Mutex
+	byID    map[string]*position
+	byTopic map[string]map[*position]struct{}
+	byOwner map[owner]*list.List // *position, the most recently used first
+	order   *list.List           // *position, likewise
+	evicted uint64
 }
 
-func newPositions(disk *disk, config Config) *positions {
+func newPositions(config Config) *positions {
 	return &positions{
-		disk:    disk,
 		keep:    config.ResumeFor,
 		overlap: config.ResumeOverlap,
 		max:     config.MaxPositions,
+		each:    config.MaxPositionsPerSubscriber,
 		byID:    map[string]*position{},
+		byTopic: map[string]map[*position]struct{}{},
+		byOwner: map[owner]*list.List{},
 		order:   list.New(),
 	}
 }
@@ -136,55 +164,91 @@ func positionID(auth credentials, topic, resume string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// open returns the position with that id. If there is none, it is new, and the
-// disk knows of it with the topic's head before open returns: so the server
-// does not forget it when it is killed. No lock is held.
-func (ps *positions) open(app core.App, id string, head mark) (*position, error) {
-	if p := ps.find(id); p != nil {
-		return p, nil
-	}
-
-	p := &position{id: id}
-	if ps.disk != nil {
-		saved, ok, err := ps.disk.position(app, id)
-		if err != nil {
-			return nil, err
-		}
-		if ok {
-			p.marks = []mark{{epoch: saved.epoch, offset: saved.offset}}
-		} else {
-			ps.disk.commit(savedPosition{id: id, epoch: head.epoch, offset: head.offset, expires: time.Now().Add(ps.keep)})
-		}
-	}
-
+// open takes over what the disk has of earlier processes. Those from before
+// that in this process are not on the disk, and go.
+func (ps *positions) open(saved []savedPosition) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 
-	if other := ps.byID[id]; other != nil {
-		return other, nil
+	for _, p := range ps.byID {
+		ps.remove(p)
 	}
-	ps.byID[id] = p
-	p.used = ps.order.PushFront(p)
-	ps.evict()
-	return p, nil
+	for _, s := range saved { // the one that expires last is the most recently used
+		p := &position{id: s.id, owner: s.owner, topic: s.topic, expires: s.expires}
+		p.marks = []mark{{epoch: s.epoch, offset: s.offset}}
+		ps.put(p)
+	}
 }
 
-// find returns nil for a position that has expired.
-func (ps *positions) find(id string) *position {
+// of returns the position with that id. If there is none, it is new, and on its
+// way to the disk with the topic's head: write is then the write's number, for
+// which somebody should wait, so that the server does not forget the position
+// when it is killed.
+func (ps *positions) of(id, topic string, who owner, head mark) (p *position, write uint64) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 
-	p := ps.byID[id]
-	if p == nil {
-		return nil
+	now := time.Now()
+	expires := now.Add(ps.keep) // unless a subscription takes it
+	p = ps.byID[id]
+	if p != nil && !p.isHeld() && now.After(p.expires) {
+		ps.end(p)
+		p = nil
 	}
-	if !p.expires.IsZero() && time.Now().After(p.expires) {
-		ps.remove(p)
-		return nil
+	if p != nil {
+		p.expires = expires
+		ps.moveTo(p, topic)
+		ps.order.MoveToFront(p.used)
+		ps.byOwner[p.owner].MoveToFront(p.owned)
+		return p, 0
 	}
-	p.expires = time.Time{}
-	ps.order.MoveToFront(p.used)
-	return p
+
+	p = &position{id: id, owner: who, topic: topic, expires: expires}
+	ps.put(p)
+	ps.evict(p)
+	return p, ps.write(p, head)
+}
+
+// put expects ps.mu to be held.
+func (ps *positions) put(p *position) {
+	ps.byID[p.id] = p
+	p.used = ps.order.PushFront(p)
+	owned := ps.byOwner[p.owner]
+	if owned == nil {
+		owned = list.New()
+		ps.byOwner[p.owner] = owned
+	}
+	p.owned = owned.PushFront(p)
+	ps.moveTo(p, p.topic)
+}
+
+// moveTo notes the position's topic, which those of an old table do not know.
+func (ps *positions) moveTo(p *position, topic string) {
+	if ps.byTopic[topic] == nil {
+		ps.byTopic[topic] = map[*position]struct{}{}
+	}
+	if p.topic != topic {
+		ps.leave(p)
+		p.topic = topic
+	}
+	ps.byTopic[topic][p] = struct{}{}
+}
+
+func (ps *positions) leave(p *position) {
+	delete(ps.byTopic[p.topic], p)
+	if len(ps.byTopic[p.topic]) == 0 {
+		delete(ps.byTopic, p.topic)
+	}
+}
+
+// write expects ps.mu to be held, or the position not to be in use.
+func (ps *positions) write(p *position, m mark) uint64 {
+	if ps.disk == nil || p.gone {
+		return 0
+	}
+	return ps.disk.addState("position\x00"+p.id, &positionWrite{savedPosition{
+		id: p.id, topic: p.topic, owner: p.owner, epoch: m.epoch, offset: m.offset, expires: time.Now().Add(ps.keep),
+	}})
 }
 
 // release lets the position expire, unless another subscription has it.
@@ -195,24 +259,21 @@ func (ps *positions) release(p *position, s *subscription) {
 		p.holds = nil
 	}
 	p.mu.Unlock()
-	if !held {
-		return
+	if held {
+		ps.save(p)
 	}
-
-	ps.mu.Lock()
-	p.expires = time.Now().Add(ps.keep)
-	ps.mu.Unlock()
-	ps.save(p)
 }
 
 // save puts a position on the disk, so that the server knows of it after an
 // unclean stop.
 func (ps *positions) save(p *position) {
-	if ps.disk == nil {
-		return
-	}
-	if m, ok := p.certain(ps.overlap); ok {
-		ps.disk.save(savedPosition{id: p.id, epoch: m.epoch, offset: m.offset, expires: time.Now().Add(ps.keep)})
+	m, ok := p.certain(ps.overlap)
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+
+	p.expires = time.Now().Add(ps.keep)
+	if ok {
+		ps.write(p, m)
 	}
 }
 
@@ -225,14 +286,15 @@ func (ps *positions) all() []savedPosition {
 	var saved []savedPosition
 	for id, p := range ps.byID {
 		m, ok := p.certain(ps.overlap)
-		if !ok || !p.expires.IsZero() && now.After(p.expires) {
+		held := p.isHeld()
+		if !ok || !held && now.After(p.expires) {
 			continue
 		}
 		expires := p.expires
-		if expires.IsZero() {
+		if held {
 			expires = now.Add(ps.keep)
 		}
-		saved = append(saved, savedPosition{id: id, epoch: m.epoch, offset: m.offset, expires: expires})
+		saved = append(saved, savedPosition{id: id, topic: p.topic, owner: p.owner, epoch: m.epoch, offset: m.offset, expires: expires})
 	}
 	return saved
 }
@@ -243,21 +305,108 @@ func (ps *positions) sweep(now time.Time) {
 	defer ps.mu.Unlock()
 
 	for _, p := range ps.byID {
-		if !p.expires.IsZero() && now.After(p.expires) {
-			ps.remove(p)
+		if now.After(p.expires) && !p.isHeld() {
+			ps.end(p)
 		}
 	}
 }
 
-// evict expects ps.mu to be held.
-func (ps *positions) evict() {
+// evict makes room, for the owner of the newest and for all. Guests whose
+// addresses say nothing have half of all together. ps.mu is held.
+func (ps *positions) evict(newest *position) {
+	share := ps.each
+	switch {
+	case newest.owner == guestsOwner:
+		share = max(1, ps.max/2)
+	case share < 0:
+		share = ps.max
+	}
+	for owned := ps.byOwner[newest.owner]; owned.Len() > share; {
+		ps.evicted++
+		ps.end(owned.Back().Value.(*position))
+	}
 	for ps.order.Len() > ps.max {
-		ps.remove(ps.order.Back().Value.(*position))
+		ps.evicted++
+		ps.end(ps.order.Back().Value.(*position))
+	}
+}
+
+// forgetTopic ends the positions of a topic that is another one now.
+func (ps *positions) forgetTopic(topic string) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+
+	for p := range ps.byTopic[topic] {
+		ps.end(p)
+	}
+}
+
+// forgetBeginnings ends the positions before the first message of a topic whose
+// log was dropped: nobody could tell what they have missed.
+func (ps *positions) forgetBeginnings(topic string) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+
+	for p := range ps.byTopic[topic] {
+		if p.atBeginning() {
+			ps.end(p)
+		}
+	}
+}
+
+// topics returns those with positions.
+func (ps *positions) topics() (topics []string) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+
+	for topic := range ps.byTopic {
+		topics = append(topics, topic)
+	}
+	return topics
+}
+
+// end expects ps.mu to be held.
+func (ps *positions) end(p *position) {
+	ps.remove(p)
+	if ps.disk != nil {
+		ps.disk.addState("position\x00"+p.id, positionEnd{p.id})
 	}
 }
 
 // remove expects ps.mu to be held.
 func (ps *positions) remove(p *position) {
+	p.gone = true
 	delete(ps.byID, p.id)
 	ps.order.Remove(p.used)
+	owned := ps.byOwner[p.owner]
+	owned.Remove(p.owned)
+	if owned.Len() == 0 {
+		delete(ps.byOwner, p.owner)
+	}
+	ps.leave(p)
+}
+
+// openHistory makes the topic's log and the subscriber's position ready to be
+// read without a database. write is what a request waits for, once for all of
+// its keys. What could not be read is told to the subscriber as a gap.
+func (p *Plugin) openHistory(patience *diskWait, app core.App, topic string, options subscribeOptions, auth credentials, who owner) *position {
+	r, err := p.retentionOf(topic)
+	if err != nil {
+		p.logHistoryError(topic, err)
+		return nil
+	}
+	if !r.keeps() {
+		return nil
+	}
+	if options.replay > 0 || options.resume != "" {
+		if err := p.history.load(patience.ctx, topic); err != nil {
+			p.logHistoryError(topic, err)
+		}
+	}
+	if options.resume == "" {
+		return nil
+	}
+	position, write := p.history.positions.of(positionID(auth, topic, options.resume), topic, who, p.hub.head(topic))
+	patience.write = max(patience.write, write)
+	return position
 }

@@ -49,10 +49,13 @@ func (p *Plugin) handlePublish(e *core.RequestEvent, limit func(*core.RequestEve
 		}
 	}
 
+	if !p.mayBegin(e, publications) {
+		return publishFault(e, publications[0], errTooManyTopics)
+	}
 	answers := make([]published, len(publications))
 	for i, pub := range publications {
 		if answers[i].ID, err = p.publishOnce(e, pub); err != nil {
-			return e.InternalServerError("Failed to publish.", err)
+			return publishFault(e, pub, err)
 		}
 	}
 
@@ -60,6 +63,31 @@ func (p *Plugin) handlePublish(e *core.RequestEvent, limit func(*core.RequestEve
 		return e.JSON(http.StatusOK, answers[0])
 	}
 	return e.JSON(http.StatusOK, map[string]any{"messages": answers})
+}
+
+// mayBegin reports whether the sender may begin the topics that have no history
+// yet.
+func (p *Plugin) mayBegin(e *core.RequestEvent, publications []publication) bool {
+	topics := make([]string, len(publications))
+	for i, pub := range publications {
+		topics[i] = pub.message.Topic
+	}
+	begins := p.history.begins(topics)
+	return begins == 0 || p.history.mayBegin(senderOf(e), begins)
+}
+
+func publishFault(e *core.RequestEvent, pub publication, err error) error {
+	switch {
+	case errors.Is(err, errTooManyTopics):
+		d := denyTooManyTopics()
+		return router.NewApiError(d.status(), d.message, pub.field(validation.Errors{"topic": d.fieldError()}))
+	case errors.Is(err, ErrUnavailable):
+		return router.NewApiError(http.StatusServiceUnavailable, "Failed to publish.", pub.field(validation.Errors{
+			"topic": validation.NewError(codeUnavailable, "The topic rules cannot be read at this moment. Try again."),
+		}))
+	default:
+		return e.InternalServerError("Failed to publish.", err)
+	}
 }
 
 // published is the answer for one message. Its id is empty if the topic keeps
@@ -73,6 +101,7 @@ type published struct {
 func (p *Plugin) publishOnce(e *core.RequestEvent, pub publication) (string, error) {
 	m := pub.message
 	m.Time = time.Now()
+	m.owner = senderOf(e)
 	if e.Auth != nil {
 		m.Sender = &Sender{ID: e.Auth.Id, Collection: e.Auth.Collection().Name}
 	}

@@ -6,6 +6,8 @@ import "time"
 const (
 	gapExpired = "expired" // older than the history keeps
 	gapEvicted = "evicted" // the topic's history was dropped
+	gapDeleted = "deleted" // so was the record that the topic is named after
+	gapUnread  = "unread"  // the disk could not be read
 	gapEpoch   = "epoch"   // the server was not stopped properly
 	gapSlow    = "slow"    // the client read too slowly
 )
@@ -22,6 +24,7 @@ type cursor struct {
 	resumed  bool // recovered is sent at the end
 	replayed int
 	gap      bool // a gap was told
+	unread   bool // what is on the disk only could not be read
 }
 
 // head is the position of a topic's newest message.
@@ -30,10 +33,15 @@ func (h *hub) head(topic string) mark {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
+	return h.headOf(shard, topic)
+}
+
+// headOf expects the shard's lock to be held.
+func (h *hub) headOf(shard *hubShard, topic string) mark {
 	if log := shard.logs[topic]; log != nil {
 		return mark{epoch: log.epoch, offset: log.last, at: time.Now()}
 	}
-	return mark{}
+	return h.history.virtual()
 }
 
 // enter is the beginning of a subscription. The shard's lock is held.
@@ -50,16 +58,17 @@ func (h *hub) enter(shard *hubShard, s *subscription, who *identity) {
 	switch {
 	case resumed:
 		s.behind = &cursor{epoch: from.epoch, offset: from.offset, resumed: true}
-	case log != nil:
-		from = mark{epoch: log.epoch, offset: log.last, at: time.Now()}
-		if n := min(s.options.replay, len(log.entries)); n > 0 {
-			first := log.entries[len(log.entries)-n]
-			from.epoch, from.offset = first.epoch, first.offset-1
+	case log != nil || s.position != nil:
+		from = h.headOf(shard, s.topic)
+		if log != nil && s.options.replay > 0 {
+			from.epoch, from.offset = log.lastOf(s.options.replay)
 		}
-		s.behind = &cursor{epoch: from.epoch, offset: from.offset}
-		if s.position != nil {
+		if log != nil {
+			s.behind = &cursor{epoch: from.epoch, offset: from.offset}
+		}
+		if s.position != nil && from.epoch != "" {
 			s.position.start(s, from)
-			h.positions.save(s.position)
+			h.history.positions.save(s.position)
 		}
 	}
 	if s.behind != nil {
@@ -67,7 +76,7 @@ func (h *hub) enter(shard *hubShard, s *subscription, who *identity) {
 	}
 	if s.options.envelope {
 		id := ""
-		if s.behind != nil {
+		if from.epoch != "" && (log != nil || resumed) {
 			id = messageID(from.epoch, from.offset)
 		}
 		s.tellReady(id, resumed, who)
@@ -96,11 +105,32 @@ func (h *hub) fill(shard *hubShard, s *subscription) {
 
 	log := shard.logs[s.topic]
 	if log == nil {
-		// it keeps none any more, or was evicted: from now on live
-		if s.tellGap(b, "", 0, gapEvicted) {
+		// it keeps none any longer, or was dropped: from now on live
+		if b.offset == 0 || s.tellGap(b, "", 0, gapEvicted) {
 			s.live(b)
 		}
 		return
+	}
+	if log.needs(b.epoch, b.offset) {
+		if !b.unread {
+			h.history.loads.add(s) // which calls again
+			return
+		}
+		before := log.inMemory()
+		epoch := log.epoch
+		if len(log.entries) > 0 {
+			epoch = log.entries[0].epoch
+		}
+		if !s.client.hasRoom() || !s.tellGap(b, epoch, before, gapUnread) {
+			return
+		}
+		b.epoch, b.offset = epoch, before-1
+	}
+	if b.epoch == "" { // of a replay that could not know it
+		b.epoch = log.epoch
+		if at := log.at(b.offset + 1); at != nil {
+			b.epoch = at.epoch
+		}
 	}
 
 	// Where the queue has no room for something, the cursor stays before it: as
@@ -110,7 +140,7 @@ func (h *hub) fill(shard *hubShard, s *subscription) {
 			return
 		}
 		if e.message.Except != s.client.id {
-			if !s.client.enqueue(frame{event: s.group.event, data: e.line(s.options.envelope), entry: e}) {
+			if !s.client.enqueue(e.frame(s.group.event, s.options.envelope)) {
 				return
 			}
 			b.replayed++
@@ -122,18 +152,33 @@ func (h *hub) fill(shard *hubShard, s *subscription) {
 	}
 }
 
+// loaded goes on with a subscription whose topic was read from the disk, or
+// could not be.
+func (h *hub) loaded(s *subscription, err error) {
+	shard := h.shard(s.topic)
+	shard.mu.Lock()
+	if s.group != nil && s.behind != nil {
+		s.behind.unread = err != nil
+		h.fill(shard, s)
+		h.presence.retry(shard, s)
+	}
+	shard.mu.Unlock()
+}
+
 // tellMissing moves the cursor to right before a message, and tells of what is
 // missing in between. It reports false if the queue has no room for that.
 func (h *hub) tellMissing(s *subscription, log *topicLog, epoch string, offset uint64) bool {
 	b := s.behind
 	reason := ""
 	switch {
+	case b.epoch != epoch && epoch != log.epoch:
+		reason = gapEpoch // between entries, there is no other
+	case b.epoch != epoch && log.ended != "":
+		reason = log.ended
+	case b.epoch != epoch && b.offset > 0:
+		reason = gapEvicted // the log begins in its epoch: the one before was dropped
 	case b.epoch == epoch && b.offset >= offset:
 		reason = gapEpoch // a position that was never reached
-	case b.epoch != epoch && epoch == log.epoch:
-		reason = log.ended
-	case b.epoch != epoch:
-		reason = gapEpoch // between entries, there is no other
 	case b.offset+1 < offset && b.slow:
 		reason = gapSlow
 	case b.offset+1 < offset:
@@ -170,7 +215,7 @@ func (s *subscription) tellGap(b *cursor, epoch string, offset uint64, reason st
 	if epoch != "" {
 		c.To = messageID(epoch, offset)
 	}
-	if epoch == b.epoch && b.offset < offset {
+	if (epoch == b.epoch || b.offset == 0 && reason == gapExpired) && b.offset < offset {
 		count := int(offset - b.offset - 1)
 		c.Count = &count
 	}

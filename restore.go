@@ -7,7 +7,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/routine"
 	"github.com/pocketbase/pocketbase/tools/security"
@@ -16,15 +15,6 @@ import (
 
 // Members survive a restart: they are on the disk while they are members, and
 // after the start they are in their grace.
-
-// savedMember is a member on the disk.
-type savedMember struct {
-	topic string
-	key   memberKey
-	state []byte
-	since time.Time
-	gone  bool // it is to be deleted
-}
 
 // save puts on the disk what has changed. It does not block.
 func (p *presence) save(topic string, c changes) {
@@ -45,7 +35,8 @@ func (d *disk) saveMember(topic string, m *member, gone bool) {
 	if !m.lasting {
 		return
 	}
-	d.add(diskWrite{member: &savedMember{topic: topic, key: m.key, state: m.state, since: m.since, gone: gone}})
+	d.addState("member\x00"+topic+"\x00"+m.key.collection+"\x00"+m.key.id,
+		&memberWrite{topic: topic, key: m.key, state: m.state, since: m.since, gone: gone})
 }
 
 const (
@@ -65,7 +56,7 @@ func (p *presence) restore(left leftBehind) {
 	p.mu.Unlock()
 	p.wakeUp()
 	if time.Since(left.alive) > outage+aliveEvery {
-		p.disk.add(diskWrite{forgetMembers: true})
+		p.disk.addState("", oldMembersEnd{})
 		return
 	}
 
@@ -82,7 +73,7 @@ func (p *presence) restore(left leftBehind) {
 // them.
 func (p *presence) stayAlive() {
 	if p.hub.anyMembers() {
-		p.disk.add(diskWrite{alive: true})
+		p.disk.addState("alive", membersAlive{})
 	}
 	p.mu.Lock()
 	p.at(time.Now().Add(aliveEvery)).alive = true
@@ -107,7 +98,7 @@ func (p *presence) endRestore() {
 	p.restoring.Store(0)
 	clear(p.restored)
 	p.mu.Unlock()
-	p.disk.add(diskWrite{forgetMembers: true})
+	p.disk.addState("", oldMembersEnd{})
 }
 
 // takeRestore lets one caller restore a topic. The others may wait for done.
@@ -166,7 +157,7 @@ func (p *Plugin) restoreMembers(app core.App, topic string, until time.Time) err
 
 // restoreMember puts a member into its grace, or says that it has left if it
 // may not be there any more.
-func (p *Plugin) restoreMember(app core.App, saved savedMember, until time.Time) error {
+func (p *Plugin) restoreMember(app core.App, saved memberWrite, until time.Time) error {
 	var auth credentials
 	if saved.key.collection != "" {
 		record, err := app.FindRecordById(saved.key.collection, saved.key.id)
@@ -194,7 +185,7 @@ func (p *Plugin) restoreMember(app core.App, saved savedMember, until time.Time)
 
 // outlived says that a member has left while the server was stopped, unless it
 // is back.
-func (p *presence) outlived(app core.App, saved savedMember) {
+func (p *presence) outlived(app core.App, saved memberWrite) {
 	m := &member{key: saved.key, since: saved.since, lasting: true, state: saved.state}
 	if c, err := app.FindCachedCollectionByNameOrId(saved.key.collection); err == nil {
 		m.collection = c.Name
@@ -214,7 +205,7 @@ func (p *presence) outlived(app core.App, saved savedMember) {
 
 // place puts a member from before into its grace, unless it is there already.
 // It takes over the reference to the grant.
-func (p *presence) place(saved savedMember, id *identity, g *grant, until time.Time) {
+func (p *presence) place(saved memberWrite, id *identity, g *grant, until time.Time) {
 	shard := p.hub.shard(saved.topic)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
@@ -245,27 +236,27 @@ func (p *presence) place(saved savedMember, id *identity, g *grant, until time.T
 }
 
 // members reads those of a topic that an earlier run has left.
-func (d *disk) members(app core.App, topic string) ([]savedMember, error) {
-	if !d.isReady() {
+func (d *disk) members(app core.App, topic string) ([]memberWrite, error) {
+	db, err := d.reader(app)
+	if errors.Is(err, errNotReady) {
 		return nil, nil
 	}
-	db, ok := app.AuxConcurrentDB().(*dbx.DB)
-	if !ok {
-		return nil, errors.New("topics: members cannot be read inside a transaction of the auxiliary database")
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
 	defer cancel()
 
-	rows, err := db.DB().QueryContext(ctx, "SELECT collection, id, state, since FROM _topicsMembers WHERE topic = ? AND run <> ? ORDER BY since", topic, d.run)
+	rows, err := db.QueryContext(ctx, "SELECT collection, id, state, since FROM _topicsMembers WHERE topic = ? AND run <> ? ORDER BY since", topic, d.run)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = rows.Close() }() // rows.Err says what there is to say
 
-	var list []savedMember
+	var list []memberWrite
 	for rows.Next() {
 		var (
-			m     = savedMember{topic: topic}
+			m     = memberWrite{topic: topic}
 			state string
 			since int64
 		)

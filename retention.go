@@ -1,10 +1,12 @@
 package topics
 
 import (
+	"errors"
 	"time"
 )
 
-// retention bounds a topic's history. The zero value keeps none.
+// retention bounds a topic's history. The zero value keeps none: whether that
+// is so, or is not known, is for the error beside it to say.
 type retention struct {
 	messages int
 	bytes    int
@@ -18,22 +20,26 @@ func (h *history) bounds(d *definition) retention {
 	if d == nil || d.history <= 0 {
 		return retention{}
 	}
-	return retention{messages: min(d.history, h.messages), bytes: h.bytes, age: d.historyTTL}
+	return retention{messages: min(d.history, h.limits.messages), bytes: h.limits.bytes, age: d.historyTTL}
 }
 
-// retentionOf returns what is kept of a topic: nothing if its rule cannot be
-// found.
-func (p *Plugin) retentionOf(topic string) retention {
+// retentionOf returns what is kept of a topic, or an error if its rule cannot
+// be read: then nobody knows, and nothing may be dropped.
+func (p *Plugin) retentionOf(topic string) (retention, error) {
 	set := p.rules.current.Load()
 	if set == nil || set.generation != p.rules.generation.Load() {
 		app := p.outerApp()
 		if app == nil {
-			return retention{}
+			return retention{}, errors.New("topics: there is no app yet")
 		}
 		var err error
 		if set, err = p.rules.load(app); err != nil {
-			return retention{}
+			return retention{}, err
 		}
 	}
-	return p.history.bounds(set.tree.find(topic))
+	d := set.tree.find(topic)
+	if d != nil && d.broken != nil {
+		return retention{}, d.broken
+	}
+	return p.history.bounds(d), nil
 }

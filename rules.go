@@ -77,6 +77,8 @@ type definition struct {
 	// plans of the ruleset that the definition is part of, else nil
 	plans *plans
 
+	tied []tie // what names its topics
+
 	// source names the definition in the log
 	source string
 
@@ -108,6 +110,8 @@ type ruleset struct {
 	generation uint64
 	tree       patternTree[definition]
 	plans      *plans // nil in a transaction
+
+	named []*definition // those whose topics are named after records
 }
 
 // rules finds the definition of a topic. It reads the collection when it is
@@ -279,6 +283,9 @@ func (r *rules) read(app core.App, generation uint64, shared *plans) (*ruleset, 
 				"pattern", d.pattern.raw,
 			)
 		}
+		if d.tied = d.ties(); len(d.tied) > 0 {
+			set.named = append(set.named, d)
+		}
 		if other := set.tree.add(d.pattern, d); other != nil {
 			// a save refuses this, so it was written past the app
 			d.broken = fmt.Errorf("the patterns of %s and %s match the same topics", other.source, d.source)
@@ -290,6 +297,9 @@ func (r *rules) read(app core.App, generation uint64, shared *plans) (*ruleset, 
 		own := *d
 		own.plans = shared
 		set.tree.add(own.pattern, &own)
+		if own.tied = own.ties(); len(own.tied) > 0 {
+			set.named = append(set.named, &own)
+		}
 	}
 
 	return set, nil

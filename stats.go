@@ -17,8 +17,27 @@ type Stats struct {
 	QueuedMessages int `json:"queuedMessages"`
 	QueuedBytes    int `json:"queuedBytes"`
 
-	// HistoryBacklog are messages of histories that are not on the disk yet.
-	HistoryBacklog int `json:"historyBacklog"`
+	// Histories are the topics that keep messages, HistoryBytes what these take
+	// in memory, and HistoryDiskBytes what they take on the disk.
+	Histories        int `json:"histories"`
+	HistoryBytes     int `json:"historyBytes"`
+	HistoryDiskBytes int `json:"historyDiskBytes"`
+
+	// HistoryBacklog are messages of histories that are not on the disk yet,
+	// and HistoryLag is how long the first of them has waited, in milliseconds:
+	// what was sent in this time would be lost by a kill of the process.
+	HistoryBacklog int   `json:"historyBacklog"`
+	HistoryLag     int64 `json:"historyLag"`
+
+	// Positions are those of the resume option.
+	Positions int `json:"positions"`
+
+	// HistoriesEvicted are topics that lost their history, PositionsEvicted
+	// positions that were dropped, both for a limit, and TopicsRefused topics
+	// that a sender was not let begin.
+	HistoriesEvicted uint64 `json:"historiesEvicted"`
+	PositionsEvicted uint64 `json:"positionsEvicted"`
+	TopicsRefused    uint64 `json:"topicsRefused"`
 
 	// Published are the messages handed to this process's subscribers.
 	Published uint64 `json:"published"`
@@ -49,11 +68,7 @@ func (p *Plugin) Stats() Stats {
 		s.QueuedBytes += bytes
 		return true
 	})
-	if d := p.history.disk; d != nil {
-		d.mu.Lock()
-		s.HistoryBacklog = int(d.added - d.done)
-		d.mu.Unlock()
-	}
+	p.history.stats(&s)
 	for i := range p.hub.shards {
 		shard := &p.hub.shards[i]
 		shard.mu.Lock()

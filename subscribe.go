@@ -72,6 +72,9 @@ type deniedKey struct {
 func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
 	options := parseKeys(e.Subscriptions)
 	auth := credentialsOf(e.Auth, e.Request)
+	who := subscriberOf(e.RequestEvent)
+	patience := newDiskWait(e.Request.Context())
+	defer patience.end(p.history.disk)
 
 	k := keys{allowed: make([]string, 0, len(options)), admitted: map[string]*admission{}}
 	seen := make(map[string]struct{}, len(options))
@@ -89,7 +92,7 @@ func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
 		}
 		if asksRule {
 			var a *admission
-			if a, d = p.admit(e, key, options[key], read, auth); d == nil {
+			if a, d = p.admit(e, key, options[key], read, auth, who, patience); d == nil {
 				k.admitted[key] = a
 			}
 		}
@@ -106,7 +109,7 @@ func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
 }
 
 // admit decides a key by its rules, and opens what it needs of the disk.
-func (p *Plugin) admit(e *core.RealtimeSubscribeRequestEvent, key string, options subscriptions.SubscriptionOptions, read subscribeOptions, auth credentials) (*admission, *denial) {
+func (p *Plugin) admit(e *core.RealtimeSubscribeRequestEvent, key string, options subscriptions.SubscriptionOptions, read subscribeOptions, auth credentials, who owner, patience *diskWait) (*admission, *denial) {
 	app, topic := p.app(e.App), topicOf(key)
 
 	g := p.grants.acquire(app, actionSubscribe, key, options, auth)
@@ -114,7 +117,7 @@ func (p *Plugin) admit(e *core.RealtimeSubscribeRequestEvent, key string, option
 		p.grants.release(g)
 		return nil, d
 	}
-	a := &admission{grant: g, options: read, position: p.openHistory(app, topic, read, auth), identity: g.identity.Load()}
+	a := &admission{grant: g, options: read, position: p.openHistory(patience, app, topic, read, auth, who), identity: g.identity.Load()}
 	if a.identity != nil || read.presence {
 		p.openMembers(app, topic, true)
 	}

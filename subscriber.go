@@ -207,7 +207,7 @@ func (c *client) unindex(s *subscription, now bool) {
 	}
 	if s.position != nil {
 		c.resuming.Add(-1)
-		c.hub.positions.release(s.position, s)
+		c.hub.history.positions.release(s.position, s)
 	}
 	if s.grant != nil && !lingers {
 		c.grants.drop(s.grant, s)

@@ -1,188 +1,315 @@
 package topics
 
 import (
+	"context"
 	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
-// The tables of the histories, in PocketBase's auxiliary database: they are
-// part of its backups, and of no collection.
-const diskSchema = `
-CREATE TABLE IF NOT EXISTS _topicsMessages (
-	topic    TEXT NOT NULL,
-	position INTEGER NOT NULL,
-	epoch    TEXT NOT NULL,
-	time     INTEGER NOT NULL,
-	event    TEXT NOT NULL,
-	leftOut  TEXT NOT NULL,
-	sender   TEXT NOT NULL,
-	data     TEXT NOT NULL,
-	PRIMARY KEY (topic, position)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS _topicsLogs (
-	topic TEXT PRIMARY KEY,
-	epoch TEXT NOT NULL,
-	last  INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS _topicsPositions (
-	id       TEXT PRIMARY KEY,
-	epoch    TEXT NOT NULL,
-	position INTEGER NOT NULL,
-	expires  INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS _topicsMembers (
-	topic      TEXT NOT NULL,
-	collection TEXT NOT NULL,
-	id         TEXT NOT NULL,
-	run        TEXT NOT NULL,
-	state      TEXT NOT NULL,
-	since      INTEGER NOT NULL,
-	PRIMARY KEY (topic, collection, id)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS _topicsState (
-	id    TEXT PRIMARY KEY,
-	value TEXT NOT NULL
-) WITHOUT ROWID;`
+// tablesVersion is that of the tables below. A data directory says which one it
+// has; one without is of version 1.
+const tablesVersion = 2
 
-// openTables returns whether the last stop was clean. If not, no epoch goes on.
-func openTables(db *sql.DB) (clean bool, err error) {
-	if _, err := db.Exec(diskSchema); err != nil {
-		return false, fmt.Errorf("topics: failed to create the tables of the history: %w", err)
-	}
-	var state string
-	stateErr := db.QueryRow("SELECT value FROM _topicsState WHERE id = 'stop'").Scan(&state)
-	if stateErr != nil && !errors.Is(stateErr, sql.ErrNoRows) {
-		return false, fmt.Errorf("topics: failed to read the state of the history: %w", stateErr)
-	}
-	if _, err := db.Exec("INSERT OR REPLACE INTO _topicsState VALUES ('stop', 'unclean')"); err != nil {
-		return false, fmt.Errorf("topics: failed to write the state of the history: %w", err)
-	}
-	if _, err := db.Exec("DELETE FROM _topicsPositions WHERE expires < ?", time.Now().UnixNano()); err != nil {
-		return false, fmt.Errorf("topics: failed to prune the positions: %w", err)
-	}
-
-	// a database without a state has no histories either
-	clean = state == "clean" || errors.Is(stateErr, sql.ErrNoRows)
-	if !clean {
-		if _, err := db.Exec("DELETE FROM _topicsLogs"); err != nil {
-			return false, fmt.Errorf("topics: failed to end the epochs of the history: %w", err)
-		}
-	}
-	return clean, nil
+// diskTables are in PocketBase's auxiliary database: they are part of its
+// backups, and of no collection.
+var diskTables = []diskTable{
+	{"_topicsMessages", []string{
+		"topic TEXT NOT NULL",
+		"position INTEGER NOT NULL",
+		"epoch TEXT NOT NULL",
+		"time INTEGER NOT NULL",
+		"event TEXT NOT NULL",
+		"leftOut TEXT NOT NULL",
+		"sender TEXT NOT NULL",
+		"data TEXT NOT NULL",
+	}, "topic, position"},
+	{"_topicsLogs", []string{
+		"topic TEXT NOT NULL",
+		"epoch TEXT NOT NULL",
+		"last INTEGER NOT NULL",
+		"first INTEGER NOT NULL DEFAULT 0",
+		"kept INTEGER NOT NULL DEFAULT 0",
+		"newest INTEGER NOT NULL DEFAULT 0",
+		"owner TEXT NOT NULL DEFAULT ''",
+	}, "topic"},
+	{"_topicsPositions", []string{
+		"id TEXT NOT NULL",
+		"epoch TEXT NOT NULL",
+		"position INTEGER NOT NULL",
+		"expires INTEGER NOT NULL",
+		"topic TEXT NOT NULL DEFAULT ''",
+		"owner TEXT NOT NULL DEFAULT ''",
+	}, "id"},
+	{"_topicsMembers", []string{
+		"topic TEXT NOT NULL",
+		"collection TEXT NOT NULL",
+		"id TEXT NOT NULL",
+		"run TEXT NOT NULL",
+		"state TEXT NOT NULL",
+		"since INTEGER NOT NULL",
+	}, "topic, collection, id"},
+	{"_topicsState", []string{
+		"id TEXT NOT NULL",
+		"value TEXT NOT NULL",
+	}, "id"},
 }
 
-// leftBehind is what earlier processes have left for the members.
+type diskTable struct {
+	name    string
+	columns []string // with their types
+	key     string
+}
+
+// open makes the table, or adds the columns that it lacks.
+func (t diskTable) open(tx *sql.Tx) error {
+	_, err := tx.Exec(fmt.Sprintf("CREATE TABLE IF NOT EXISTS %s (%s, PRIMARY KEY (%s)) WITHOUT ROWID", t.name, strings.Join(t.columns, ", "), t.key))
+	if err != nil {
+		return err
+	}
+	has, err := t.columnsOf(tx)
+	if err != nil {
+		return err
+	}
+	for _, column := range t.columns {
+		name, _, _ := strings.Cut(column, " ")
+		if slices.Contains(has, name) {
+			continue
+		}
+		// SQLite refuses it for a column without a default: then the table is
+		// none of ours
+		if _, err := tx.Exec("ALTER TABLE " + t.name + " ADD COLUMN " + column); err != nil {
+			return fmt.Errorf("the table %s has no column %s: %w", t.name, name, err)
+		}
+	}
+	return nil
+}
+
+func (t diskTable) columnsOf(tx *sql.Tx) (names []string, err error) {
+	rows, err := tx.Query("SELECT name FROM pragma_table_info(?)", t.name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // rows.Err says what there is to say
+	for rows.Next() {
+		var name string
+		if err := rows.Scan(&name); err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	return names, rows.Err()
+}
+
+// leftBehind is what earlier processes have left on the disk.
 type leftBehind struct {
+	opened bool // now, and not before
+
+	clean     bool // the last stop was clean: the epochs go on
+	heads     []logHead
+	positions []savedPosition
+
 	secret string    // guests' ids are made with it
 	alive  time.Time // when members were there, within aliveEvery
 }
 
-func readLeftBehind(db *sql.DB) (left leftBehind, err error) {
-	if _, err := db.Exec("INSERT OR IGNORE INTO _topicsState VALUES ('secret', ?)", newSecret()); err != nil {
-		return left, fmt.Errorf("topics: failed to write the secret of the members' ids: %w", err)
+// openTables makes the tables those of this version, takes them over for this
+// process, and reads what is needed at once. It is one transaction: either all
+// of it is done, or nothing.
+func openTables(db *sql.DB, run string, maxPositions int) (left leftBehind, err error) {
+	tx, err := db.Begin()
+	if err != nil {
+		return left, fmt.Errorf("topics: failed to open the histories: %w", err)
 	}
-	if err := db.QueryRow("SELECT value FROM _topicsState WHERE id = 'secret'").Scan(&left.secret); err != nil {
-		return left, fmt.Errorf("topics: failed to read the secret of the members' ids: %w", err)
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("topics: failed to open the histories: %w", errors.Join(err, tx.Rollback()))
+		}
+	}()
+
+	t := &diskTx{Tx: tx, run: run}
+	version, err := t.upgrade()
+	if err != nil {
+		return left, err
 	}
-	var alive int64
-	if err := db.QueryRow("SELECT value FROM _topicsState WHERE id = 'alive'").Scan(&alive); err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return left, fmt.Errorf("topics: failed to read when there were members: %w", err)
+
+	stop, known, err := t.state("stop")
+	if err != nil {
+		return left, err
 	}
-	left.alive = time.Unix(0, alive)
-	return left, nil
+	// a database without a state has no histories either
+	left.clean = stop == "clean" || !known
+
+	secret, known, err := t.state("secret")
+	if err != nil {
+		return left, err
+	}
+	left.secret = secret
+	if !known {
+		left.secret = newSecret()
+	}
+	alive, _, err := t.state("alive")
+	if err != nil {
+		return left, err
+	}
+	nanoseconds, _ := strconv.ParseInt(alive, 10, 64) // none is long ago
+	left.alive = time.Unix(0, nanoseconds)
+
+	for id, value := range map[string]string{"stop": "unclean", "secret": left.secret, "run": run, "version": strconv.Itoa(tablesVersion)} {
+		if err := t.setState(id, value); err != nil {
+			return left, err
+		}
+	}
+	if version < 2 {
+		if err := t.findHeads(); err != nil {
+			return left, err
+		}
+	}
+	if left.heads, err = t.readHeads(); err != nil {
+		return left, err
+	}
+	if left.positions, err = t.readPositions(maxPositions); err != nil {
+		return left, err
+	}
+	return left, tx.Commit()
 }
 
-func commit(db *sql.DB, batch []diskWrite, run string) (err error) {
-	tx, err := db.Begin()
+// upgrade opens the tables, and returns the version that they had.
+func (tx *diskTx) upgrade() (version int, err error) {
+	state := diskTables[len(diskTables)-1]
+	if err := state.open(tx.Tx); err != nil {
+		return 0, err
+	}
+	text, known, err := tx.state("version")
+	if err != nil {
+		return 0, err
+	}
+	version = 1
+	if known {
+		if version, err = strconv.Atoi(text); err != nil {
+			return 0, fmt.Errorf("the version of the tables is %q, which is no number", text)
+		}
+	}
+	if version > tablesVersion {
+		return 0, fmt.Errorf("the tables are of version %d, and this program knows up to %d: start the newer program again, or delete the tables", version, tablesVersion)
+	}
+	for _, t := range diskTables {
+		if err := t.open(tx.Tx); err != nil {
+			return 0, err
+		}
+	}
+	return version, nil
+}
+
+func (tx *diskTx) state(id string) (value string, known bool, err error) {
+	err = tx.QueryRow("SELECT value FROM _topicsState WHERE id = ?", id).Scan(&value)
+	if errors.Is(err, sql.ErrNoRows) {
+		return "", false, nil
+	}
+	return value, err == nil, err
+}
+
+// findHeads makes the rows of logs that version 1 did not have: it had them of
+// a clean stop only, and without the columns that are new.
+func (tx *diskTx) findHeads() error {
+	_, err := tx.Exec(`
+		INSERT INTO _topicsLogs (topic, epoch, last, first, kept, newest)
+		SELECT topic, max(epoch), max(position), min(position), sum(length(CAST(data AS BLOB)) + ?), max(time) FROM _topicsMessages WHERE true GROUP BY topic
+		ON CONFLICT (topic) DO UPDATE SET first = excluded.first, kept = excluded.kept, newest = excluded.newest,
+			epoch = CASE WHEN excluded.last > last THEN excluded.epoch ELSE epoch END, last = max(last, excluded.last)`, entryOverhead)
+	if err != nil {
+		return err
+	}
+	// of a clean stop, without any messages left
+	_, err = tx.Exec("UPDATE _topicsLogs SET first = last + 1, newest = ? WHERE first = 0", time.Now().UnixNano())
+	return err
+}
+
+func (tx *diskTx) readHeads() (heads []logHead, err error) {
+	rows, err := tx.Query("SELECT topic, epoch, last, first, kept, newest, owner FROM _topicsLogs ORDER BY newest")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // rows.Err says what there is to say
+	for rows.Next() {
+		var (
+			h      logHead
+			newest int64
+		)
+		if err := rows.Scan(&h.topic, &h.epoch, &h.last, &h.first, &h.kept, &newest, &h.owner); err != nil {
+			return nil, err
+		}
+		h.newest = time.Unix(0, newest)
+		heads = append(heads, h)
+	}
+	return heads, rows.Err()
+}
+
+// readPositions reads those that are still valid, up to so many, and deletes
+// all others.
+func (tx *diskTx) readPositions(most int) (positions []savedPosition, err error) {
+	now := time.Now().UnixNano()
+	// version 1 did not know the topic of a position
+	if _, err := tx.Exec("DELETE FROM _topicsPositions WHERE expires < ?", now); err != nil {
+		return nil, err
+	}
+	if _, err := tx.Exec("DELETE FROM _topicsPositions WHERE id IN (SELECT id FROM _topicsPositions ORDER BY expires DESC LIMIT -1 OFFSET ?)", most); err != nil {
+		return nil, err
+	}
+	rows, err := tx.Query("SELECT id, topic, owner, epoch, position, expires FROM _topicsPositions ORDER BY expires")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // rows.Err says what there is to say
+	for rows.Next() {
+		var (
+			p       savedPosition
+			expires int64
+		)
+		if err := rows.Scan(&p.id, &p.topic, &p.owner, &p.epoch, &p.offset, &expires); err != nil {
+			return nil, err
+		}
+		p.expires = time.Unix(0, expires)
+		positions = append(positions, p)
+	}
+	return positions, rows.Err()
+}
+
+// markClean says that everything was written, unless another process has taken
+// over.
+func markClean(ctx context.Context, db *sql.DB, run string, heads []logHead) (err error) {
+	sqlTx, err := db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, tx.Rollback())
+			err = errors.Join(err, sqlTx.Rollback())
 		}
 	}()
-
-	insert, err := tx.Prepare("INSERT OR REPLACE INTO _topicsMessages VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+	result, err := sqlTx.Exec("UPDATE _topicsState SET value = value WHERE id = 'run' AND value = ?", run)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = insert.Close() }() // the transaction's end closes it anyway
-
-	first := map[string]uint64{}
-	alive := false
-	for _, w := range batch {
-		alive = alive || w.member != nil || w.alive
-		switch {
-		case w.entry != nil:
-			m := w.entry.message
-			sender := ""
-			if m.Sender != nil {
-				raw, err := json.Marshal(m.Sender)
-				if err != nil {
-					return err
-				}
-				sender = string(raw)
-			}
-			if _, err = insert.Exec(m.Topic, int64(w.entry.offset), w.entry.epoch, m.Time.UnixNano(), m.Event, m.Except, sender, string(m.Data)); err != nil {
-				return err
-			}
-			first[w.topic] = w.first
-		case w.position != nil:
-			p := w.position
-			if _, err = tx.Exec("INSERT OR REPLACE INTO _topicsPositions VALUES (?, ?, ?, ?)", p.id, p.epoch, int64(p.offset), p.expires.UnixNano()); err != nil {
-				return err
-			}
-		case !w.expire.IsZero():
-			if _, err = tx.Exec("DELETE FROM _topicsPositions WHERE expires < ?", w.expire.UnixNano()); err != nil {
-				return err
-			}
-		case w.member != nil:
-			if err = commitMember(tx, *w.member, run); err != nil {
-				return err
-			}
-		case w.alive:
-		case w.forgetMembers:
-			if _, err = tx.Exec("DELETE FROM _topicsMembers WHERE run <> ?", run); err != nil {
-				return err
-			}
-		case w.forget:
-			delete(first, w.topic)
-			if _, err = tx.Exec("DELETE FROM _topicsMessages WHERE topic = ?", w.topic); err != nil {
-				return err
-			}
-			if _, err = tx.Exec("DELETE FROM _topicsLogs WHERE topic = ?", w.topic); err != nil {
-				return err
-			}
-		default:
-			first[w.topic] = w.first
-		}
+	if own, err := result.RowsAffected(); err != nil || own == 0 {
+		return errors.Join(err, errSuperseded)
 	}
-	if alive {
-		if _, err = tx.Exec("INSERT OR REPLACE INTO _topicsState VALUES ('alive', ?)", strconv.FormatInt(time.Now().UnixNano(), 10)); err != nil {
-			return err
-		}
+	tx := &diskTx{Tx: sqlTx, run: run, heads: map[string]logHead{}}
+	for _, head := range heads {
+		tx.heads[head.topic] = head
 	}
-	for topic, offset := range first {
-		if _, err = tx.Exec("DELETE FROM _topicsMessages WHERE topic = ? AND position < ?", topic, int64(offset)); err != nil {
-			return err
-		}
-	}
-	return tx.Commit()
-}
-
-func commitMember(tx *sql.Tx, m savedMember, run string) (err error) {
-	if m.gone {
-		_, err = tx.Exec("DELETE FROM _topicsMembers WHERE topic = ? AND collection = ? AND id = ?", m.topic, m.key.collection, m.key.id)
+	if err := tx.finish(); err != nil {
 		return err
 	}
-	_, err = tx.Exec("INSERT OR REPLACE INTO _topicsMembers VALUES (?, ?, ?, ?, ?, ?)",
-		m.topic, m.key.collection, m.key.id, run, string(m.state), m.since.UnixNano())
-	return err
+	if err := tx.setState("stop", "clean"); err != nil {
+		return err
+	}
+	return sqlTx.Commit()
 }
 
 func readEntry(rows *sql.Rows, topic string) (*entry, error) {
@@ -195,13 +322,13 @@ func readEntry(rows *sql.Rows, topic string) (*entry, error) {
 		return nil, err
 	}
 	e.message.Time = time.Unix(0, at)
-	e.message.Data = json.RawMessage(data)
+	e.plain = newDataLine([]byte(data))
+	e.message.Data = json.RawMessage(e.plain.json())
 	if sender != "" {
 		e.message.Sender = new(Sender)
 		if err := json.Unmarshal([]byte(sender), e.message.Sender); err != nil {
 			return nil, err
 		}
 	}
-	e.plain = newDataLine(e.message.Data)
 	return e, nil
 }

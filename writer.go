@@ -133,9 +133,15 @@ func (c *client) writeAll(e *core.RealtimeMessageEvent, frames []frame) error {
 		}
 		buf = buf[:0]
 		if large {
-			if _, err := e.Response.Write(f.data); err != nil {
+			if _, err := e.Response.Write(f.json()); err != nil {
 				return err
 			}
+			buf = f.appendTail(buf)
+		}
+	}
+	if len(buf) > 0 { // of a large frame
+		if _, err := e.Response.Write(buf); err != nil {
+			return err
 		}
 	}
 
