@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"context"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -64,3 +65,19 @@ func Decided(app core.App) bool {
 	}
 	return true
 }
+
+// ReviewHistories applies the rules to all histories, as a timer does.
+func ReviewHistories(app core.App) { From(app).history.review(time.Now()) }
+
+// OpenDisk is what serving does for the histories.
+func OpenDisk(app core.App) {
+	p := From(app)
+	p.serving.Store(&app)
+	p.openDisk(app)
+}
+
+// Close ends the plugin of an app that does not serve.
+func (p *Plugin) Close(ctx context.Context, app core.App) error { return p.close(ctx, app) }
+
+// PositionID is where the position of a guest is kept.
+func PositionID(topic, resume string) string { return positionID(credentials{}, topic, resume) }

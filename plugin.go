@@ -413,7 +413,7 @@ func Register(app core.App, config Config) error {
 	p.history = newHistory(p.hub, config)
 	p.history.retention, p.history.app, p.history.failed = p.retentionOf, p.outerApp, p.logHistoryError
 	if !config.HistoryInMemory {
-		p.history.disk = newDisk(config.HistoryTotalBytes/4, p.logDiskError)
+		p.history.disk = newDisk(max(config.HistoryTotalBytes/4, 4<<20), p.logDiskError)
 		p.history.positions.disk = p.history.disk
 	}
 	p.presence = newPresence(p.hub, p.grants, p.calls, p.history.disk, config)

@@ -38,8 +38,11 @@ func (p *Plugin) retentionOf(topic string) (retention, error) {
 		}
 	}
 	d := set.tree.find(topic)
-	if d != nil && d.broken != nil {
+	switch {
+	case d != nil && d.broken != nil:
 		return retention{}, d.broken
+	case d == nil && set.missing:
+		return retention{}, errRulesMissing
 	}
 	return p.history.bounds(d), nil
 }

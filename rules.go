@@ -112,6 +112,10 @@ type ruleset struct {
 	plans      *plans // nil in a transaction
 
 	named []*definition // those whose topics are named after records
+
+	// missing: there is no collection to read, so what is not in code is not
+	// known
+	missing bool
 }
 
 // rules finds the definition of a topic. It reads the collection when it is
@@ -258,7 +262,8 @@ func (r *rules) read(app core.App, generation uint64, shared *plans) (*ruleset, 
 	set := &ruleset{generation: generation, plans: shared}
 
 	records, err := findTopicRecords(app)
-	if err != nil {
+	set.missing = errors.Is(err, errRulesMissing)
+	if err != nil && !set.missing {
 		return nil, fmt.Errorf("failed to read the topic rules: %w", err)
 	}
 
@@ -305,8 +310,10 @@ func (r *rules) read(app core.App, generation uint64, shared *plans) (*ruleset, 
 	return set, nil
 }
 
-// findTopicRecords finds none when the collection is gone, which denies every
-// topic that is not in code.
+var errRulesMissing = errors.New("the topic rules collection is missing")
+
+// findTopicRecords returns [errRulesMissing] when the collection is gone, which
+// denies every topic that is not in code.
 func findTopicRecords(app core.App) ([]*core.Record, error) {
 	collection, err := app.FindCachedCollectionByNameOrId(migrations.CollectionID)
 	if errors.Is(err, sql.ErrNoRows) {
@@ -314,7 +321,7 @@ func findTopicRecords(app core.App) ([]*core.Record, error) {
 			"The topic rules collection is missing, so every topic is denied that Config.Topics does not have. docs/operating.md says how to bring it back.",
 			"collectionId", migrations.CollectionID,
 		)
-		return nil, nil
+		return nil, errRulesMissing
 	}
 	if err != nil {
 		return nil, err

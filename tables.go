@@ -72,9 +72,12 @@ func (t diskTable) open(tx *sql.Tx) error {
 	if err != nil {
 		return err
 	}
-	has, err := t.columnsOf(tx)
+	has, key, err := t.columnsOf(tx)
 	if err != nil {
 		return err
+	}
+	if found := strings.Join(key, ", "); found != t.key {
+		return fmt.Errorf("the table %s has the key (%s) instead of (%s)", t.name, found, t.key)
 	}
 	for _, column := range t.columns {
 		name, _, _ := strings.Cut(column, " ")
@@ -90,20 +93,26 @@ func (t diskTable) open(tx *sql.Tx) error {
 	return nil
 }
 
-func (t diskTable) columnsOf(tx *sql.Tx) (names []string, err error) {
-	rows, err := tx.Query("SELECT name FROM pragma_table_info(?)", t.name)
+func (t diskTable) columnsOf(tx *sql.Tx) (names, key []string, err error) {
+	rows, err := tx.Query("SELECT name, pk FROM pragma_table_info(?) ORDER BY pk", t.name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer func() { _ = rows.Close() }() // rows.Err says what there is to say
 	for rows.Next() {
-		var name string
-		if err := rows.Scan(&name); err != nil {
-			return nil, err
+		var (
+			name string
+			pk   int
+		)
+		if err := rows.Scan(&name, &pk); err != nil {
+			return nil, nil, err
 		}
 		names = append(names, name)
+		if pk > 0 {
+			key = append(key, name)
+		}
 	}
-	return names, rows.Err()
+	return names, key, rows.Err()
 }
 
 // leftBehind is what earlier processes have left on the disk.
