@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tests"
 	"github.com/stretchr/testify/require"
 )
 
@@ -25,11 +26,11 @@ func (w slowWrite) apply(*diskTx) error {
 
 func openDisk(t *testing.T) (*disk, core.App) {
 	t.Helper()
-	app := core.NewBaseApp(core.BaseAppConfig{DataDir: t.TempDir()})
-	require.NoError(t, app.Bootstrap())
-	t.Cleanup(func() { require.NoError(t, app.ResetBootstrapState()) })
+	app, err := tests.NewTestApp()
+	require.NoError(t, err)
+	t.Cleanup(app.Cleanup)
 	d := newDisk(1<<20, func(_ core.App, err error) { t.Log(err) })
-	_, err := d.prepare(app, 10)
+	_, err = d.prepare(app, 10)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, d.close(context.Background(), app, nil, nil)) })
 	return d, app

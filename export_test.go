@@ -1,7 +1,6 @@
 package topics
 
 import (
-	"context"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -75,9 +74,6 @@ func OpenDisk(app core.App) {
 	p.serving.Store(&app)
 	p.openDisk(app)
 }
-
-// Close ends the plugin of an app that does not serve.
-func (p *Plugin) Close(ctx context.Context, app core.App) error { return p.close(ctx, app) }
 
 // PositionID is where the position of a guest is kept.
 func PositionID(topic, resume string) string { return positionID(credentials{}, topic, resume) }

@@ -1,7 +1,6 @@
 package topics_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -13,7 +12,6 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tests"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pbtopics/topics"
@@ -398,14 +396,13 @@ func TestANewerProcessTakesOver(t *testing.T) {
 	notifyAll(t, old, "a", 1, 2)
 	topics.SettleHistory(old)
 
-	next, err := tests.NewTestApp(old.DataDir())
-	require.NoError(t, err)
-	t.Cleanup(next.Cleanup)
-	dir := old.DataDir()
-	// both on the same files, which tests.NewTestApp does not do
-	shared := core.NewBaseApp(core.BaseAppConfig{DataDir: dir, EncryptionEnv: "pb_test_env"})
+	// both on the same files: a test app would make a copy
+	shared := core.NewBaseApp(core.BaseAppConfig{DataDir: old.DataDir(), EncryptionEnv: "pb_test_env"})
 	require.NoError(t, shared.Bootstrap())
-	t.Cleanup(func() { _ = shared.ResetBootstrapState() })
+	t.Cleanup(func() {
+		require.NoError(t, shared.OnTerminate().Trigger(&core.TerminateEvent{App: shared}))
+		require.NoError(t, shared.ResetBootstrapState())
+	})
 	require.NoError(t, topics.Register(shared, topics.Config{}))
 	topics.OpenDisk(shared)
 
@@ -423,5 +420,4 @@ func TestANewerProcessTakesOver(t *testing.T) {
 	var data []string
 	require.NoError(t, shared.AuxDB().NewQuery("SELECT data FROM _topicsMessages ORDER BY position").Column(&data))
 	require.Equal(t, []string{"1", "2", `"new"`}, data)
-	require.NoError(t, topics.From(shared).Close(context.Background(), shared))
 }
