@@ -68,7 +68,7 @@ func TestStatesAreWrittenOnceAndInOrder(t *testing.T) {
 	}
 	require.Len(t, d.states.pending, 11)
 	require.Equal(t, position(9), d.states.pending[0])
-	d.addState("", topicsEnd{glob: "a"})
+	d.addState("", membersEnd{glob: "a"})
 	d.addState("p", position(10))
 	require.Equal(t, position(10), d.states.pending[12])
 	require.Equal(t, position(9), d.states.pending[0])

@@ -98,28 +98,23 @@ func (w logEnd) apply(tx *diskTx) error {
 	return err
 }
 
-// topicsEnd is the end of the positions and members of the topics that have
-// the shape of a pattern, some parameters of which are known.
-type topicsEnd struct {
+// membersEnd is the end of the members of the topics that have the shape of a
+// pattern, some parameters of which are known.
+type membersEnd struct {
 	glob     string // of GLOB: a * for each other parameter
 	segments int
 	more     bool // a rest follows
 }
 
-func (w topicsEnd) size() int { return writeOverhead }
+func (w membersEnd) size() int { return writeOverhead }
 
-func (w topicsEnd) apply(tx *diskTx) error {
+func (w membersEnd) apply(tx *diskTx) error {
 	compare := "="
 	if w.more {
 		compare = ">="
 	}
-	where := " WHERE topic GLOB ? AND length(topic) - length(replace(topic, '/', '')) " + compare + " ?"
-	for _, table := range []string{"_topicsPositions", "_topicsMembers"} {
-		if _, err := tx.Exec("DELETE FROM "+table+where, w.glob, w.segments-1); err != nil {
-			return err
-		}
-	}
-	return nil
+	_, err := tx.Exec("DELETE FROM _topicsMembers WHERE topic GLOB ? AND length(topic) - length(replace(topic, '/', '')) "+compare+" ?", w.glob, w.segments-1)
+	return err
 }
 
 // positionWrite is a subscriber's position.

@@ -184,27 +184,30 @@ func (p *Plugin) endNamed(set *ruleset, d *definition, param, value string) {
 	if param == "" {
 		if set.tree.find(value) == d {
 			p.history.endTopic(value)
-			p.history.endStates(value, strings.Count(value, "/")+1, false)
+			p.history.endMembers(d, value, strings.Count(value, "/")+1, false)
 		}
 		return
 	}
 	glob, segments, more, exact := d.pattern.glob(param, value)
 	if !exact {
 		p.history.endWhere(func(topic string) bool {
+			if !strings.Contains(topic, value) {
+				return false // what is true for almost all
+			}
 			got, ok := d.pattern.params(topic).get(param)
 			return ok && got == value && set.tree.find(topic) == d
 		})
 	} else if set.tree.find(glob) == d {
 		p.history.endTopic(glob)
 	}
-	p.history.endStates(glob, segments, more)
+	p.history.endMembers(d, glob, segments, more)
 }
 
 // endAll ends all topics of a definition.
 func (p *Plugin) endAll(set *ruleset, d *definition) {
 	p.history.endWhere(func(topic string) bool { return set.tree.find(topic) == d })
 	glob, segments, more, _ := d.pattern.glob("", "")
-	p.history.endStates(glob, segments, more)
+	p.history.endMembers(d, glob, segments, more)
 }
 
 // glob describes the topics whose parameter has a value, as SQLite's GLOB and
@@ -258,9 +261,10 @@ func (h *history) endWhere(matches func(topic string) bool) {
 	}
 }
 
-// endStates ends positions and members on the disk that are not in memory.
-func (h *history) endStates(glob string, segments int, more bool) {
-	if h.disk != nil {
-		h.disk.addState("", topicsEnd{glob: glob, segments: segments, more: more})
+// endMembers ends members on the disk, whom a restart would look for. Those in
+// memory go with their decisions.
+func (h *history) endMembers(d *definition, glob string, segments int, more bool) {
+	if h.disk != nil && d.tracks {
+		h.disk.addState("", membersEnd{glob: glob, segments: segments, more: more})
 	}
 }
