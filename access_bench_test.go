@@ -70,7 +70,7 @@ func openRooms(b *testing.B, open int, rule string) (*tests.TestApp, *Plugin) {
 
 		key := fmt.Sprintf("room/room%d", i/perRoom)
 		g := p.grants.acquire(app, actionSubscribe, key, subscriptions.SubscriptionOptions{}, credentials{
-			collection: users.Id, id: fmt.Sprintf("user%d", i), tokenKey: fmt.Sprintf("key%d", i), secret: users.AuthToken.Secret,
+			collection: users.Id, id: fmt.Sprintf("user%d", i), tokenKey: fmt.Sprintf("key%d", i), secret: users.AuthToken.Secret, expires: forever,
 		})
 		require.Nil(b, p.grants.decideFor(g))
 		require.NoError(b, c.replaceDuring(map[string]*admission{key: {grant: g}}, func() error { c.Subscribe(key); return nil }))

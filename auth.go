@@ -9,12 +9,12 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/security"
-	"github.com/pocketbase/pocketbase/tools/subscriptions"
 	"github.com/spf13/cast"
 )
 
-// credentials are what a subscription was made with. They stop to count when
-// PocketBase would not accept the token any more. The zero value is a guest's.
+// credentials are what a subscription or a request was made with. They stop
+// counting when PocketBase would no longer accept the token. The zero value is a
+// guest's.
 type credentials struct {
 	collection string // id
 	id         string
@@ -24,75 +24,120 @@ type credentials struct {
 	tokenKey string
 	secret   string
 
-	expires int64 // Unix nanoseconds, 0 for never
+	expires int64 // Unix nanoseconds; every account has one
 }
 
-// credentialsOf expects the auth record that core has found for the request.
+// credentialsOf expects the auth record that core, or the app, has found for
+// the request. They end with the request's token. Without a token of that
+// account (the app may know its users by a cookie), they end as if it had signed
+// in now.
 func credentialsOf(auth *core.Record, r *http.Request) credentials {
 	if auth == nil {
 		return credentials{}
 	}
 	c := credentialsFor(auth)
-	c.expires = tokenExpiry(auth, r)
+	if expires, ok := tokenExpiry(auth, r); ok {
+		c.expires = expires
+	}
 	return c
 }
 
 // credentialsFor are those that the account would sign in with now.
 func credentialsFor(auth *core.Record) credentials {
+	collection := auth.Collection()
+	ends := time.Now().Add(collection.AuthToken.DurationTime())
 	return credentials{
-		collection: auth.Collection().Id,
+		collection: collection.Id,
 		id:         auth.Id,
 		tokenKey:   auth.TokenKey(),
-		secret:     auth.Collection().AuthToken.Secret,
+		secret:     collection.AuthToken.Secret,
+		expires:    ends.Truncate(time.Second).UnixNano(), // as of a token
 	}
 }
 
-// tokenExpiry reads the expiry of the request's token, which core has verified
-// when it found auth with it. An app can find it by other means: then there is
-// no expiry.
-func tokenExpiry(auth *core.Record, r *http.Request) int64 {
+// tokenExpiry reads when the request's token ends. It reports false if that is
+// not a token of the account. A token that has ended since core accepted it, as
+// when the body of the request took its time, cannot be verified any longer, but
+// its end counts all the same: at worst a forged one ends early.
+func tokenExpiry(auth *core.Record, r *http.Request) (int64, bool) {
 	token := r.Header.Get("Authorization")
 	if len(token) > 7 && strings.EqualFold(token[:7], "Bearer ") {
 		token = token[7:]
 	}
+	if token == "" {
+		return 0, false
+	}
 
-	claims, err := security.ParseUnverifiedJWT(token)
-	if err != nil || cast.ToString(claims[core.TokenClaimId]) != auth.Id {
-		return 0
+	claims, err := security.ParseJWT(token, auth.TokenKey()+auth.Collection().AuthToken.Secret)
+	verified := err == nil
+	if !verified {
+		claims, _ = security.ParseUnverifiedJWT(token) // it says so too if the token has ended
+	}
+	if cast.ToString(claims[core.TokenClaimId]) != auth.Id {
+		return 0, false
 	}
 	seconds := cast.ToInt64(claims["exp"])
-	if seconds == 0 {
-		return 0
+	ends := time.Unix(seconds, 0)
+	if seconds == 0 || !verified && ends.After(time.Now()) {
+		return 0, false
 	}
-	return time.Unix(seconds, 0).UnixNano()
+	return ends.UnixNano(), true
+}
+
+// account returns the auth record as it is now, or nil where the credentials
+// stand for a guest: they have ended, the account is gone, or its token key or
+// its collection's secret is another.
+func (c credentials) account(app core.App) (*core.Record, error) {
+	collection, err := c.authCollection(app)
+	if err != nil || collection == nil {
+		return nil, err
+	}
+	record, err := app.FindRecordById(collection, c.id)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil, nil //nolint:nilnil // a guest
+	case err != nil:
+		return nil, err
+	case record.TokenKey() != c.tokenKey:
+		return nil, nil //nolint:nilnil // a guest
+	}
+	return record, nil
+}
+
+// authCollection returns nil where the credentials stand for a guest, as far as
+// that can be told without the auth record.
+func (c credentials) authCollection(app core.App) (*core.Collection, error) {
+	if c.id == "" || c.expired(time.Now()) {
+		return nil, nil //nolint:nilnil // a guest
+	}
+	collection, err := app.FindCachedCollectionByNameOrId(c.collection)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return nil, nil //nolint:nilnil // a guest
+	case err != nil:
+		return nil, err
+	case collection.AuthToken.Secret != c.secret:
+		return nil, nil //nolint:nilnil // a guest
+	}
+	return collection, nil
 }
 
 // asker returns whom the credentials stand for: a guest if they do not count
-// any more. Whether the account is still there, with the same token key, is
-// for a plan or for the asker's info to find out.
-func (c credentials) asker(app core.App, options subscriptions.SubscriptionOptions) (asker, error) {
-	guest := askerOf(realtimeInfo(options, nil))
-	if c.id == "" || c.expired(time.Now()) {
-		return guest, nil
-	}
-
-	collection, err := app.FindCachedCollectionByNameOrId(c.collection)
-	if errors.Is(err, sql.ErrNoRows) {
-		return guest, nil
-	}
+// any more. infoOf makes what rules see of a request of that account, or of nil.
+// Whether the account is still there, with the same token key, is for a plan or
+// for the asker's info to find out.
+func (c credentials) asker(app core.App, infoOf func(*core.Record) *core.RequestInfo) (asker, error) {
+	collection, err := c.authCollection(app)
 	if err != nil {
 		return asker{}, err
 	}
-	if collection.AuthToken.Secret != c.secret {
-		return guest, nil
+	if collection == nil {
+		return askerOf(infoOf(nil)), nil
 	}
 
 	who := asker{collection: collection, id: c.id, tokenKey: c.tokenKey, info: func() (*core.RequestInfo, error) {
-		r, err := app.FindRecordById(collection, c.id)
-		if errors.Is(err, sql.ErrNoRows) || err == nil && r.TokenKey() != c.tokenKey {
-			return realtimeInfo(options, nil), nil
-		}
-		return realtimeInfo(options, r), err
+		record, err := c.account(app)
+		return infoOf(record), err
 	}}
 	if !who.isSuperuser() {
 		return who, nil
@@ -103,10 +148,32 @@ func (c credentials) asker(app core.App, options subscriptions.SubscriptionOptio
 	return askerOf(info), err
 }
 
+// decideRequest decides for the account of a request as it is now. Core has read
+// it when the headers came, and the body may have come long after them.
+func (p *Plugin) decideRequest(e *core.RequestEvent, a action, topic string, infoOf func(*core.Record) *core.RequestInfo) *denial {
+	who, err := credentialsOf(e.Auth, e.Request).asker(e.App, infoOf)
+	if err != nil {
+		return denyRuleError(err)
+	}
+	return p.decide(e.App, a, topic, who)
+}
+
+// refreshAuth makes e.Auth the account as it is now, after a body that may have
+// taken its time: nil if PocketBase would no longer accept the token.
+func refreshAuth(e *core.RequestEvent) error {
+	record, err := credentialsOf(e.Auth, e.Request).account(e.App)
+	if err != nil {
+		return e.InternalServerError("Failed to read the account.", err)
+	}
+	e.Auth = record
+	return nil
+}
+
 func (c credentials) sameAccount(other credentials) bool {
 	return c.collection == other.collection && c.id == other.id
 }
 
+// expired is false for a guest, whose credentials do not end.
 func (c credentials) expired(now time.Time) bool {
-	return c.expires != 0 && now.UnixNano() >= c.expires
+	return c.id != "" && now.UnixNano() >= c.expires
 }

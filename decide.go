@@ -106,7 +106,7 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 	}
 	p.grants.watch(g, r)
 
-	who, err := auth.asker(app, g.options)
+	who, err := auth.asker(app, realtimeInfoOf(g.options))
 	if err != nil {
 		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
 	}
@@ -137,7 +137,7 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 			p.logPresenceError(app, topic, err)
 		}
 	}
-	if who.id != "" && auth.expires != 0 {
+	if who.id != "" {
 		o.until = auth.expires
 	}
 	if r.clock {

@@ -177,7 +177,7 @@ func (p *Plugin) handleHistory(e *core.RequestEvent) error {
 		d := denyReserved()
 		return e.Error(d.status(), d.message, validation.Errors{"topic": d.fieldError()})
 	}
-	if d := p.decide(e.App, actionSubscribe, topic, askerOf(realtimeInfo(parseKeys([]string{topic})[topic], e.Auth))); d != nil {
+	if d := p.decideRequest(e, actionSubscribe, topic, realtimeInfoOf(parseKeys([]string{topic})[topic])); d != nil {
 		p.logDenial(e.App, topic, e.Auth, actionSubscribe, d)
 		return e.Error(d.status(), d.message, validation.Errors{"topic": d.fieldError()})
 	}

@@ -55,13 +55,13 @@ func TestPlansDecideLikeCore(t *testing.T) {
 				for _, user := range append(d.records("users"), nil) {
 					auth := credentials{}
 					if user != nil {
-						auth = credentials{collection: user.Collection().Id, id: user.Id, tokenKey: user.TokenKey(), secret: user.Collection().AuthToken.Secret}
+						auth = credentialsFor(user)
 					}
 					with, err := p.rules.find(app, topic)
 					require.NoError(t, err)
 					without := withoutPlans(t, p, app, topic)
 
-					who, err := auth.asker(app, subscriptions.SubscriptionOptions{})
+					who, err := auth.asker(app, realtimeInfoOf(subscriptions.SubscriptionOptions{}))
 					require.NoError(t, err)
 					got, err := with.allows(app, actionSubscribe, topic, who)
 					require.NoError(t, err)

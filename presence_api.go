@@ -60,7 +60,7 @@ func (p *Plugin) decidePresence(e *core.RequestEvent, topic string) *denial {
 		return denyReserved()
 	}
 	options := parseKeys([]string{topic})[topic]
-	if d := p.decide(e.App, actionPresence, topic, askerOf(realtimeInfo(options, e.Auth))); d != nil {
+	if d := p.decideRequest(e, actionPresence, topic, realtimeInfoOf(options)); d != nil {
 		return d
 	}
 	d, err := p.rules.find(e.App, topic)
@@ -86,6 +86,10 @@ func (p *Plugin) handleState(e *core.RequestEvent) error {
 	if err != nil {
 		return err
 	}
+	signedIn := e.Auth
+	if err := refreshAuth(e); err != nil {
+		return err
+	}
 
 	found, err := e.App.SubscriptionsBroker().ClientById(change.clientID)
 	if err != nil {
@@ -96,7 +100,7 @@ func (p *Plugin) handleState(e *core.RequestEvent) error {
 	// as core guards a client's subscriptions
 	ip, _ := found.Get(apis.RealtimeClientIPKey).(string)
 	auth, _ := found.Get(apis.RealtimeClientAuthKey).(*core.Record)
-	if ip != "" && ip != e.RealIP() || !sameAuth(auth, e.Auth) {
+	if ip != "" && ip != e.RealIP() || !sameAuth(auth, signedIn) || !sameAuth(auth, e.Auth) {
 		return e.ForbiddenError("The realtime connection is somebody else's.", validation.Errors{
 			"clientId": validation.NewError(codeClientInvalid, "Must be the id of a connection of the same account."),
 		})

@@ -33,6 +33,9 @@ func (p *Plugin) handlePublish(e *core.RequestEvent, limit func(*core.RequestEve
 		return err
 	}
 
+	if err := refreshAuth(e); err != nil {
+		return err
+	}
 	info, err := requestInfo(e, e.Request.Method, nil)
 	if err != nil {
 		return e.BadRequestError("", err)
@@ -128,10 +131,7 @@ func (p *Plugin) decidePublish(e *core.RequestEvent, pub publication, info *core
 	if reservedTopic(e.App, pub.message.Topic) {
 		return denyReserved()
 	}
-
-	own := *info
-	own.Body = pub.body
-	return p.decide(e.App, actionPublish, pub.message.Topic, askerOf(&own))
+	return p.decideRequest(e, actionPublish, pub.message.Topic, infoWith(info, pub.body))
 }
 
 // readPublications reads the body as {topic, data, …} or as

@@ -221,7 +221,7 @@ func TestNoWriteThatMattersIsMissed(t *testing.T) {
 			for _, user := range append(d.records("users"), nil) {
 				auth := credentials{}
 				if user != nil {
-					auth = credentials{collection: user.Collection().Id, id: user.Id, tokenKey: user.TokenKey(), secret: user.Collection().AuthToken.Secret}
+					auth = credentialsFor(user)
 				}
 				grants = append(grants, p.grants.acquire(app, actionSubscribe, fmt.Sprintf("r%d/%s", i, room), subscriptions.SubscriptionOptions{}, auth))
 			}

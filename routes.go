@@ -73,6 +73,15 @@ func requestInfo(e *core.RequestEvent, method string, body map[string]any) (*cor
 	return info, nil
 }
 
+// infoWith returns the request with another body, for any account.
+func infoWith(info *core.RequestInfo, body map[string]any) func(*core.Record) *core.RequestInfo {
+	return func(auth *core.Record) *core.RequestInfo {
+		own := *info
+		own.Body, own.Auth = body, auth
+		return &own
+	}
+}
+
 // rateLimiter returns core's own rate limiting of a label. Core applies the
 // rules of a request's path by itself and exports no other way: so its
 // middleware is asked about a request whose path is the label.
@@ -152,12 +161,12 @@ func (p *Plugin) handleAccess(e *core.RequestEvent) error {
 	if asksRule {
 		options := parseKeys([]string{key})[key]
 		if _, ok := optionsOf(key, options); ok {
-			subscribe = p.decide(e.App, actionSubscribe, topic, askerOf(realtimeInfo(options, e.Auth)))
+			subscribe = p.decideRequest(e, actionSubscribe, topic, realtimeInfoOf(options))
 		} else {
 			subscribe = denyOptions()
 		}
 	}
-	publish := p.decide(e.App, actionPublish, topic, askerOf(info))
+	publish := p.decideRequest(e, actionPublish, topic, infoWith(info, info.Body))
 	presence := p.decidePresence(e, topic)
 	for a, d := range map[action]*denial{actionSubscribe: subscribe, actionPublish: publish, actionPresence: presence} {
 		if d != nil && d.code == codeRuleError {

@@ -165,6 +165,10 @@ func realtimeInfo(options subscriptions.SubscriptionOptions, auth *core.Record) 
 	}
 }
 
+func realtimeInfoOf(options subscriptions.SubscriptionOptions) func(*core.Record) *core.RequestInfo {
+	return func(auth *core.Record) *core.RequestInfo { return realtimeInfo(options, auth) }
+}
+
 func (d deniedKey) notice(enveloped bool) subscriptions.Message {
 	return control{Type: "denied", Topic: d.topic, Code: d.denial.code, Message: d.denial.message}.onKey(d.key, enveloped)
 }
