@@ -44,9 +44,19 @@ var (
 	// key "@topics", which marks the plugin's own control messages.
 	ErrReservedPayload = errors.New(`topics: the data may not have the top-level key "@topics"`)
 
+	// ErrDuplicateKey says that an object in the data, at any depth, has a key
+	// twice: which of the two values counts would be up to each parser. Only a
+	// [json.RawMessage], a [json.Marshaler] or a map with keys that JSON writes
+	// alike can be like this.
+	ErrDuplicateKey = errors.New("topics: an object in the data has a key twice")
+
 	// ErrInvalidEvent says that the name given with [Event] is too long or not
 	// valid UTF-8.
 	ErrInvalidEvent = errors.New("topics: the event must be a text of at most 64 bytes")
+
+	// ErrInvalidExcept says that the client id given with [Except] is too long or
+	// not valid UTF-8.
+	ErrInvalidExcept = errors.New("topics: the client id to leave out must be a text of at most 255 bytes")
 
 	// ErrNoHistory says that the topic's rule keeps no messages.
 	ErrNoHistory = errors.New("topics: the topic keeps no history")
@@ -83,6 +93,7 @@ const (
 	codePayloadInvalid  = "payload_invalid"
 	codePayloadTooLarge = "payload_too_large"
 	codePayloadReserved = "payload_reserved"
+	codeDuplicateKey    = "payload_duplicate_key"
 
 	// of the log
 	codeSlowConsumer = "slow_consumer"
@@ -93,6 +104,7 @@ const (
 	codeMessagesInvalid = "messages_invalid"
 	codeTooManyMessages = "too_many_messages"
 	codeEventInvalid    = "event_invalid"
+	codeExceptInvalid   = "except_invalid"
 	codeKeyInvalid      = "idempotency_key_invalid"
 	codeSinceInvalid    = "since_invalid"
 	codeLimitInvalid    = "limit_invalid"
@@ -158,7 +170,7 @@ func denyMalformed() *denial {
 }
 
 func denyOptions() *denial {
-	return &denial{code: codeOptions, message: "The options of this subscription are not valid. replay must be a number from 0 on, envelope and presence true or false, resume a text of 1 to 128 bytes, and state an object of at most 2048 bytes of JSON."}
+	return &denial{code: codeOptions, message: "The options of this subscription are not valid. replay must be a number from 0 on, envelope and presence true or false, resume a text of 1 to 128 bytes, and state an object of at most 2048 bytes of JSON without duplicate keys."}
 }
 
 func denyReserved() *denial {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -17,22 +18,37 @@ import (
 // controlKey is the top-level key that marks the plugin's own messages.
 const controlKey = "@topics"
 
+// NotifyOption changes how a message is sent: see [Event] and [Except]. The zero
+// value changes nothing.
+type NotifyOption struct {
+	set func(*notifyOptions)
+}
+
+// notifyOptions are what options may set. Topic and data are not among them:
+// they were checked before.
+type notifyOptions struct {
+	event  string
+	except string
+}
+
 // Event names the message. Subscribers with the envelope option see it. It has
-// at most 64 bytes: Notify returns [ErrInvalidEvent] for others.
-func Event(name string) Option {
-	return func(m *Message) { m.Event = name }
+// at most 64 bytes of UTF-8: Notify returns [ErrInvalidEvent] for others.
+func Event(name string) NotifyOption {
+	return NotifyOption{func(o *notifyOptions) { o.event = name }}
 }
 
 const maxEvent = 64
 
-// Option changes how a message is sent.
-type Option func(*Message)
-
 // Except leaves one client out: usually the connection of whoever caused the
-// message (pb.realtime.clientId in the JS SDK).
-func Except(clientID string) Option {
-	return func(m *Message) { m.Except = clientID }
+// message (pb.realtime.clientId in the JS SDK). An empty id leaves nobody out.
+// It has at most 255 bytes of UTF-8: Notify returns [ErrInvalidExcept] for
+// others.
+func Except(clientID string) NotifyOption {
+	return NotifyOption{func(o *notifyOptions) { o.except = clientID }}
 }
+
+// maxExcept is what PocketBase accepts as the id of a client, in bytes.
+const maxExcept = 255
 
 // Notify sends data to all subscribers of topic. They receive exactly the JSON
 // that [json.Marshal] makes of it.
@@ -43,9 +59,10 @@ func Except(clientID string) Option {
 //
 // It returns, wrapped, [ErrNotRegistered], [ErrClosed], [ErrMalformedTopic],
 // [ErrReservedTopic], [ErrInvalidPayload], [ErrPayloadTooLarge],
-// [ErrReservedPayload], [ErrInvalidEvent] or [ErrTransactionOver], or what [Config.Broker]
+// [ErrReservedPayload], [ErrDuplicateKey], [ErrInvalidEvent], [ErrInvalidExcept]
+// or [ErrTransactionOver], or what [Config.Broker]
 // returns; in each case nothing is sent.
-func Notify(app core.App, topic string, data any, opts ...Option) error {
+func Notify(app core.App, topic string, data any, opts ...NotifyOption) error {
 	p := From(app)
 	if p == nil {
 		return ErrNotRegistered
@@ -56,12 +73,12 @@ func Notify(app core.App, topic string, data any, opts ...Option) error {
 // Notify is [Notify] on an app whose plugin is at hand, as it is in pb_hooks:
 //
 //	$app.store().get("topics").notify($app, "room/42", {test: 123})
-func (p *Plugin) Notify(app core.App, topic string, data any, opts ...Option) error {
+func (p *Plugin) Notify(app core.App, topic string, data any, opts ...NotifyOption) error {
 	if p.closed.Load() {
 		return ErrClosed
 	}
 	if !validTopic(topic) {
-		return fmt.Errorf("%w: %q", ErrMalformedTopic, topic)
+		return fmt.Errorf("%w: %q", ErrMalformedTopic, clip(topic))
 	}
 	if reservedTopic(app, topic) {
 		return fmt.Errorf("%w: %q", ErrReservedTopic, topic)
@@ -76,18 +93,32 @@ func (p *Plugin) Notify(app core.App, topic string, data any, opts ...Option) er
 		return err
 	}
 
-	m := Message{Topic: topic, Data: raw, Time: time.Now()}
+	var o notifyOptions
 	for _, opt := range opts {
-		opt(&m)
+		if opt.set != nil {
+			opt.set(&o)
+		}
 	}
-	if !validEvent(m.Event) {
-		return fmt.Errorf("%w: %q", ErrInvalidEvent, clip(m.Event))
+	if !validEvent(o.event) {
+		return fmt.Errorf("%w: %q", ErrInvalidEvent, clip(o.event))
+	}
+	if !validExcept(o.except) {
+		return fmt.Errorf("%w: %q", ErrInvalidExcept, clip(o.except))
 	}
 
-	return p.send(app, m)
+	return p.send(app, Message{
+		// a history keeps them, and they may be parts of something large
+		Topic:  strings.Clone(topic),
+		Event:  strings.Clone(o.event),
+		Except: strings.Clone(o.except),
+		Data:   raw,
+		Time:   time.Now(),
+	})
 }
 
 func validEvent(name string) bool { return len(name) <= maxEvent && utf8.ValidString(name) }
+
+func validExcept(id string) bool { return len(id) <= maxExcept && utf8.ValidString(id) }
 
 // checkPayload expects compact JSON.
 func (p *Plugin) checkPayload(raw []byte) error {
@@ -99,6 +130,9 @@ func (p *Plugin) checkPayload(raw []byte) error {
 	}
 	if hasControlKey(raw) {
 		return ErrReservedPayload
+	}
+	if key, found := duplicateKey(raw); found {
+		return fmt.Errorf("%w: %q", ErrDuplicateKey, clip(key))
 	}
 	return nil
 }

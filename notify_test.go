@@ -80,11 +80,48 @@ func TestNotifyRefuses(t *testing.T) {
 		"control":         {"a", map[string]any{"@topics": 1}, topics.ErrReservedPayload},
 		"hidden control":  {"a", json.RawMessage(`{"a":1,"\u0040topics":1}`), topics.ErrReservedPayload},
 		"control escape":  {"a", json.RawMessage(`{"@t\u006fpics":1}`), topics.ErrReservedPayload},
+		"duplicate":       {"a", json.RawMessage(`{"a":1,"a":2}`), topics.ErrDuplicateKey},
+		"deep duplicate":  {"a", []any{map[string]any{"x": json.RawMessage(`[{"a":1,"\u0061":2}]`)}}, topics.ErrDuplicateKey},
+		"marshaler":       {"a", map[string]any{"x": twice{}}, topics.ErrDuplicateKey},
+		"map of texts":    {"a", map[same]int{1: 1, 2: 2}, topics.ErrDuplicateKey},
+		"map of bad UTF8": {"a", map[string]int{"\xff": 1, "\xfe": 2}, topics.ErrDuplicateKey},
 	} {
 		require.ErrorIs(t, topics.Notify(app, tc.topic, tc.data), tc.want, name)
 	}
 	require.ErrorIs(t, topics.Notify(nil, "a", 1), topics.ErrNotRegistered)
+
+	for name, tc := range map[string]struct {
+		option topics.NotifyOption
+		want   error
+	}{
+		"zero":         {topics.NotifyOption{}, nil},
+		"event":        {topics.Event(strings.Repeat("x", 64)), nil},
+		"long event":   {topics.Event(strings.Repeat("x", 65)), topics.ErrInvalidEvent},
+		"bad event":    {topics.Event("\xff"), topics.ErrInvalidEvent},
+		"nobody":       {topics.Except(""), nil},
+		"except":       {topics.Except(strings.Repeat("x", 255)), nil},
+		"long except":  {topics.Except(strings.Repeat("x", 256)), topics.ErrInvalidExcept},
+		"bad except":   {topics.Except("\xff"), topics.ErrInvalidExcept},
+		"huge and bad": {topics.Except(strings.Repeat("x", 1<<20)), topics.ErrInvalidExcept},
+	} {
+		err := topics.Notify(app, "a", 1, topics.Event("first"), tc.option)
+		require.ErrorIs(t, err, tc.want, name)
+		if err != nil {
+			require.Less(t, len(err.Error()), 1000, name)
+		}
+	}
+	require.Less(t, len(topics.Notify(app, strings.Repeat("x", 1<<20), 1).Error()), 1000)
 }
+
+// twice writes an object with the same key twice.
+type twice struct{}
+
+func (twice) MarshalJSON() ([]byte, error) { return []byte(`{"a":1,"a":2}`), nil }
+
+// same is a key that is always written alike.
+type same int
+
+func (same) MarshalText() ([]byte, error) { return []byte("a"), nil }
 
 func TestNotifyAfterTermination(t *testing.T) {
 	app := newApp(t, topics.Config{})

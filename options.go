@@ -3,8 +3,10 @@ package topics
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/url"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
@@ -62,7 +64,7 @@ func optionsOf(key string, o subscriptions.SubscriptionOptions) (read subscribeO
 			ok = false
 		}
 		// a repeated message can only be recognised by its id
-		read.resume, read.envelope = resume, true
+		read.resume, read.envelope = strings.Clone(resume), true
 	}
 
 	read.others = len(o.Headers) > 0
@@ -109,7 +111,8 @@ func stateOf(key string) ([]byte, error) {
 	return readState(raw)
 }
 
-// readState expects JSON, and returns it in one line. null is no state.
+// readState expects JSON, and returns it in one line. null is no state. Of
+// objects with duplicate keys it returns [ErrDuplicateKey].
 func readState(raw []byte) ([]byte, error) {
 	line, err := compact(raw)
 	switch {
@@ -119,6 +122,9 @@ func readState(raw []byte) ([]byte, error) {
 		return nil, nil
 	case line[0] != '{' || len(line) > maxState || !utf8.Valid(line):
 		return nil, errState
+	}
+	if key, found := duplicateKey(line); found {
+		return nil, fmt.Errorf("%w: %q", ErrDuplicateKey, clip(key))
 	}
 	return line, nil
 }

@@ -147,8 +147,13 @@ func readStateChange(e *core.RequestEvent) (c stateChange, err error) {
 	} else {
 		c.state, err = readState(state)
 	}
-	if err != nil {
+	switch _, duplicates := duplicateKey(raw); {
+	case errors.Is(err, ErrDuplicateKey):
+		faults["state"] = duplicateFault()
+	case err != nil:
 		faults["state"] = validation.NewError(codeStateInvalid, fmt.Sprintf("Must be null or an object of at most %d bytes of JSON.", maxState))
+	case duplicates:
+		faults["body"] = duplicateFault()
 	}
 	if len(faults) > 0 {
 		return c, e.BadRequestError("Failed to set the state.", faults)

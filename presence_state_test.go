@@ -63,6 +63,8 @@ func TestStates(t *testing.T) {
 		"too long":           {annToken, `{"topic":"room/1","clientId":"ID","state":{"x":"` + strings.Repeat("x", 2<<10) + `"}}`, 400, "state", "state_invalid"},
 		"far too long":       {annToken, `{"topic":"room/1","clientId":"ID","state":{"x":"` + strings.Repeat("x", 20<<10) + `"}}`, 413, "body", "payload_too_large"},
 		"no JSON":            {annToken, `nonsense`, 400, "body", "body_invalid"},
+		"a key twice":        {annToken, `{"topic":"room/1","clientId":"ID","state":{"x":{"a":1,"a":2}}}`, 400, "state", "payload_duplicate_key"},
+		"topic twice":        {annToken, `{"topic":"room/1","topic":"room/2","clientId":"ID","state":{}}`, 400, "body", "payload_duplicate_key"},
 		"no topic":           {annToken, `{"clientId":"ID","state":{}}`, 400, "topic", "topic_required"},
 		"no connection":      {annToken, `{"topic":"room/1","state":{}}`, 400, "clientId", "client_invalid"},
 		"no such connection": {annToken, `{"topic":"room/1","clientId":"x","state":{}}`, 404, "clientId", "client_invalid"},
@@ -75,7 +77,7 @@ func TestStates(t *testing.T) {
 		require.Equal(t, c.status, r.status, "%s: %s", name, r.body)
 		require.Equal(t, c.code, r.code(c.field), "%s: %s", name, r.body)
 	}
-	for _, state := range []any{"text", 1, []int{1}, map[string]any{"x": strings.Repeat("x", 2<<10)}} {
+	for _, state := range []any{"text", 1, []int{1}, map[string]any{"x": strings.Repeat("x", 2<<10)}, `{"a":1,"a":2}`} {
 		raw, err := json.Marshal(map[string]any{"query": map[string]any{"state": state}})
 		require.NoError(t, err)
 		bad := s.connect()

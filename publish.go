@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -149,11 +150,17 @@ func (p *Plugin) readPublications(e *core.RequestEvent) (publications []publicat
 		})
 	}
 
+	// once for the whole request, and only if there are any for its parts
+	_, duplicates := duplicateKey(raw)
+
 	list, many := body["messages"]
 	if !many {
 		pub, faults := p.readPublication(raw)
 		if faults != nil {
 			return nil, false, e.BadRequestError("Failed to publish.", faults)
+		}
+		if duplicates {
+			return nil, false, e.BadRequestError("Failed to publish.", validation.Errors{"body": duplicateFault()})
 		}
 		pub.field = func(faults validation.Errors) validation.Errors { return faults }
 		return []publication{pub}, false, nil
@@ -176,11 +183,19 @@ func (p *Plugin) readPublications(e *core.RequestEvent) (publications []publicat
 			return validation.Errors{"messages": validation.Errors{strconv.Itoa(i): faults}}
 		}
 		pub, faults := p.readPublication(item)
+		if duplicates && faults == nil {
+			if _, here := duplicateKey(item); here {
+				faults = validation.Errors{"body": duplicateFault()}
+			}
+		}
 		if faults != nil {
 			return nil, true, e.BadRequestError("Failed to publish.", at(faults))
 		}
 		pub.field = at
 		publications = append(publications, pub)
+	}
+	if duplicates {
+		return nil, true, e.BadRequestError("Failed to publish.", validation.Errors{"body": duplicateFault()})
 	}
 	return publications, true, nil
 }
@@ -226,8 +241,8 @@ func (p *Plugin) readPublication(raw json.RawMessage) (publication, validation.E
 	pub.message.Topic = topic
 
 	if except, given := pub.body["except"]; given {
-		if pub.message.Except, isText = except.(string); !isText {
-			faults["except"] = validation.NewError(codeBodyInvalid, "Must be the id of a realtime client.")
+		if pub.message.Except, isText = except.(string); !isText || !validExcept(pub.message.Except) {
+			faults["except"] = validation.NewError(codeExceptInvalid, fmt.Sprintf("Must be the id of a realtime client: a text of at most %d bytes.", maxExcept))
 		}
 	}
 
@@ -257,17 +272,30 @@ func (p *Plugin) readPublication(raw json.RawMessage) (publication, validation.E
 	if len(faults) > 0 {
 		return publication{}, faults
 	}
+	pub.keepOnly()
 	return pub, nil
 }
 
-// compact makes one line of JSON without changing its numbers or key order.
+// keepOnly makes what is kept of a message independent of the request's text.
+func (pub *publication) keepOnly() {
+	m := &pub.message
+	m.Topic, m.Event, m.Except = strings.Clone(m.Topic), strings.Clone(m.Event), strings.Clone(m.Except)
+	pub.idempotencyKey = strings.Clone(pub.idempotencyKey)
+}
+
+// compact makes one line of JSON without changing its numbers or key order. It
+// takes little more memory than its length says, and none of raw.
 func compact(raw []byte) ([]byte, error) {
 	var line bytes.Buffer
 	line.Grow(len(raw))
 	if err := json.Compact(&line, raw); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidPayload, err)
 	}
-	return line.Bytes(), nil
+	compacted := line.Bytes()
+	if cap(compacted)-len(compacted) > len(compacted)/8 {
+		compacted = bytes.Clone(compacted) // the rest would be kept as well
+	}
+	return compacted, nil
 }
 
 func (p *Plugin) payloadFault(err error) validation.Error {
@@ -276,7 +304,13 @@ func (p *Plugin) payloadFault(err error) validation.Error {
 		return validation.NewError(codePayloadTooLarge, fmt.Sprintf("Must not be longer than %d bytes of JSON.", p.config.MaxPayload))
 	case errors.Is(err, ErrReservedPayload):
 		return validation.NewError(codePayloadReserved, `May not have the top-level key "@topics".`)
+	case errors.Is(err, ErrDuplicateKey):
+		return duplicateFault()
 	default:
 		return validation.NewError(codePayloadInvalid, "Must be valid JSON.")
 	}
+}
+
+func duplicateFault() validation.Error {
+	return validation.NewError(codeDuplicateKey, "Has an object with the same key twice.")
 }
