@@ -100,8 +100,10 @@ func (d *definition) rule(a action) rule {
 		return d.subscribe
 	case a == actionPublish:
 		return d.publish
-	default:
+	case a == actionPresence:
 		return d.presence
+	default:
+		return rule{broken: fmt.Errorf("there is no rule for the action %q", a)}
 	}
 }
 
