@@ -158,8 +158,8 @@ func (g *grant) denies(marked uint64) bool {
 // acquire returns the grant for the key. From now on writes touch it, so that
 // what the caller decides next cannot miss one.
 func (gs *grants) acquire(app core.App, a action, key string, options subscriptions.SubscriptionOptions, auth credentials) *grant {
-	topic, raw, _ := strings.Cut(key, "?")
-	k := grantKey{action: a, topic: topic, options: raw, auth: auth}
+	_, raw, _ := strings.Cut(key, "?")
+	k := grantKey{action: a, topic: topicOf(key), options: raw, auth: auth}
 
 	gs.start.Do(func() { gs.running.Go(gs.run) })
 

@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -43,12 +44,13 @@ func (l *logLimiter) allow(subject string) bool {
 // cannot be evaluated is an error: the operator has to do something.
 func (p *Plugin) logDenial(app core.App, topic string, auth *core.Record, a action, d *denial) {
 	log := app.Logger().Info
+	topic = clip(topic)
 	subject := d.code + " " + string(a) + " " + topic
-	attrs := []any{"code", d.code, "topic", clip(topic)}
+	attrs := []any{"code", d.code, "topic", topic}
 
 	if d.code == codeRuleError {
 		log = app.Logger().Error
-		subject = d.Error()
+		subject = clip(d.Error())
 	}
 	if !p.logs.allow(subject) {
 		return
@@ -64,12 +66,13 @@ func (p *Plugin) logDenial(app core.App, topic string, auth *core.Record, a acti
 	log("Refused to let a client "+string(a)+" a topic", attrs...)
 }
 
-// clip keeps attackers' text short.
+// clip returns the beginning of clients' text. What it returns may be kept: it
+// does not refer to the rest.
 func clip(s string) string {
 	if len(s) > maxTopicLength {
-		return s[:maxTopicLength] + "…"
+		return strings.ToValidUTF8(s[:maxTopicLength], "") + "…"
 	}
-	return s
+	return strings.Clone(s)
 }
 
 // logClosed says why the plugin has closed a connection, and counts it.
@@ -113,7 +116,7 @@ func (p *Plugin) logRevoked(g *grant, o outcome) {
 	attrs := []any{"code", codeRevoked, "topic", g.key.topic, "reason", o.reason}
 
 	if o.denial.code == codeRuleError {
-		log, subject = g.app.Logger().Error, codeRevoked+" "+o.denial.Error()
+		log, subject = g.app.Logger().Error, clip(codeRevoked+" "+o.denial.Error())
 	}
 	if !p.logs.allow(subject) {
 		return

@@ -1,6 +1,8 @@
 package topics
 
 import (
+	"strings"
+
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
@@ -84,6 +86,7 @@ func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
 			continue
 		}
 		seen[key] = struct{}{}
+		key = strings.Clone(key) // it is kept, and may be part of the request's body
 
 		read, ok := optionsOf(key, options[key])
 		d, asksRule := p.decideKey(e.App, key)

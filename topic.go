@@ -74,9 +74,12 @@ func reservedTopic(app core.App, topic string) bool {
 
 // topicOf returns the topic of a subscription key: what comes before the
 // first "?". This is how core finds the keys of a topic (it looks for the
-// prefix topic+"?" in key+"?").
+// prefix topic+"?" in key+"?"). It does not keep a key with options alive.
 func topicOf(key string) string {
-	topic, _, _ := strings.Cut(key, "?")
+	topic, _, options := strings.Cut(key, "?")
+	if options {
+		topic = strings.Clone(topic)
+	}
 	return topic
 }
 
