@@ -254,6 +254,15 @@ func (d *definition) allows(app core.App, a action, topic string, who asker) (bo
 	if err != nil {
 		return false, err
 	}
+	if text != "" {
+		var auth *core.Collection
+		if info.Auth != nil {
+			auth = info.Auth.Collection()
+		}
+		if err := d.plans.check(app, d, text, b.base, auth); err != nil {
+			return false, err
+		}
+	}
 	return exists(ctx, app, b.base, b.recordID, ruleCondition(app, b.base, text, info, topic, b.values))
 }
 

@@ -78,6 +78,10 @@ type plans struct {
 	closed bool
 	byRule map[planKey]*plan // nil: the rule has none
 
+	// checked are the rules that were evaluated without a plan, and the clash of
+	// each, or nil
+	checked map[planKey]error
+
 	// asking has room for as many statements as may run at once. SQLite's work
 	// is the CPU's; more of them only make database/sql open connections
 	// beyond those that it keeps.
@@ -86,8 +90,9 @@ type plans struct {
 
 func newPlans() *plans {
 	return &plans{
-		byRule: map[planKey]*plan{},
-		asking: make(chan struct{}, max(8, 2*runtime.GOMAXPROCS(0))),
+		byRule:  map[planKey]*plan{},
+		checked: map[planKey]error{},
+		asking:  make(chan struct{}, max(8, 2*runtime.GOMAXPROCS(0))),
 	}
 }
 
@@ -141,6 +146,34 @@ func (ps *plans) of(app core.App, d *definition, text string, base, auth *core.C
 	return p
 }
 
+// check returns why the rule must not be evaluated for accounts of that
+// collection, or for guests: see [checkAliases].
+func (ps *plans) check(app core.App, d *definition, text string, base, auth *core.Collection) error {
+	if ps == nil {
+		return checkAliases(app, text, base, auth, d.pattern.names()) // in a transaction
+	}
+
+	key := planKey{d: d, text: text}
+	if auth != nil {
+		key.auth = auth.Id
+	}
+	ps.mu.Lock()
+	err, known := ps.checked[key]
+	ps.mu.Unlock()
+	if known {
+		return err
+	}
+
+	err = checkAliases(app, text, base, auth, d.pattern.names())
+	var clash *aliasClash
+	if err == nil || errors.As(err, &clash) { // others may pass
+		ps.mu.Lock()
+		ps.checked[key] = err
+		ps.mu.Unlock()
+	}
+	return err
+}
+
 // known also knows that there is no room for the plan.
 func (ps *plans) known(key planKey) (*plan, bool) {
 	ps.mu.Lock()
@@ -161,6 +194,9 @@ func newPlan(app core.App, db *dbx.DB, d *definition, text string, base, auth *c
 	}
 	if !plannable(groups) {
 		return nil, errNoPlan
+	}
+	if err := checkAliases(app, text, base, auth, d.pattern.names()); err != nil {
+		return nil, err
 	}
 
 	p := &plan{standIns: map[string]int{}}

@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"errors"
 	"slices"
 	"strings"
 
@@ -139,13 +140,32 @@ func validateRule(app core.App, r rule, field string, base *core.Collection, p p
 		if base == unboundBase {
 			return validation.NewError("validation_view_without_collection", viewRule+" needs the collection field, whose view rule it stands for.")
 		}
-		return nil
+		if base.ViewRule == nil || *base.ViewRule == "" {
+			return nil
+		}
+		return validateAliases(app, *base.ViewRule, base, p)
 	}
 
 	// as core validates the rules of a collection: by building the expression
 	resolver := newTopicResolver(app, base, &core.RequestInfo{}, "t", p.params(p.raw))
 	if _, err := search.FilterData(*r.text).BuildExpr(resolver); err != nil {
 		return validation.NewError(code, "Invalid rule. Raw error: "+err.Error())
+	}
+	return validateAliases(app, *r.text, base, p)
+}
+
+// validateAliases refuses a rule that PocketBase would evaluate on other tables
+// than it names, whoever it is evaluated for.
+func validateAliases(app core.App, text string, base *core.Collection, p pattern) error {
+	accounts, err := app.FindAllCollections(core.CollectionTypeAuth)
+	if err != nil {
+		return err
+	}
+	for _, auth := range append(accounts, nil) {
+		var clash *aliasClash
+		if errors.As(checkAliases(app, text, base, auth, p.names()), &clash) {
+			return validation.NewError("validation_ambiguous_rule", "Ambiguous rule: "+clash.Error()+". Rename a field or a collection.")
+		}
 	}
 	return nil
 }
