@@ -148,25 +148,28 @@ func (c credentials) asker(app core.App, infoOf func(*core.Record) *core.Request
 	return askerOf(info), err
 }
 
-// decideRequest decides for the account of a request as it is now. Core has read
-// it when the headers came, and the body may have come long after them.
-func (p *Plugin) decideRequest(e *core.RequestEvent, a action, topic string, infoOf func(*core.Record) *core.RequestInfo) *denial {
-	who, err := credentialsOf(e.Auth, e.Request).asker(e.App, infoOf)
+// decideAs decides for the account of a request as it is now. Core has read it
+// when the headers came, and the body may have come long after them.
+func (p *Plugin) decideAs(app core.App, auth credentials, a action, topic string, infoOf func(*core.Record) *core.RequestInfo) *denial {
+	who, err := auth.asker(app, infoOf)
 	if err != nil {
 		return denyRuleError(err)
 	}
-	return p.decide(e.App, a, topic, who)
+	return p.decide(app, a, topic, who)
 }
 
 // refreshAuth makes e.Auth the account as it is now, after a body that may have
 // taken its time: nil if PocketBase would no longer accept the token.
-func refreshAuth(e *core.RequestEvent) error {
-	record, err := credentialsOf(e.Auth, e.Request).account(e.App)
+func refreshAuth(e *core.RequestEvent) (credentials, error) {
+	auth := credentialsOf(e.Auth, e.Request)
+	record, err := auth.account(e.App)
 	if err != nil {
-		return e.InternalServerError("Failed to read the account.", err)
+		return auth, e.InternalServerError("Failed to read the account.", err)
 	}
-	e.Auth = record
-	return nil
+	if e.Auth = record; record == nil {
+		return credentials{}, nil
+	}
+	return auth, nil
 }
 
 func (c credentials) sameAccount(other credentials) bool {

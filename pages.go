@@ -177,7 +177,7 @@ func (p *Plugin) handleHistory(e *core.RequestEvent) error {
 		d := denyReserved()
 		return e.Error(d.status(), d.message, validation.Errors{"topic": d.fieldError()})
 	}
-	if d := p.decideRequest(e, actionSubscribe, topic, realtimeInfoOf(parseKeys([]string{topic})[topic])); d != nil {
+	if d := p.decideAs(e.App, credentialsOf(e.Auth, e.Request), actionSubscribe, topic, realtimeInfoOf(parseKeys([]string{topic})[topic])); d != nil {
 		p.logDenial(e.App, topic, e.Auth, actionSubscribe, d)
 		return e.Error(d.status(), d.message, validation.Errors{"topic": d.fieldError()})
 	}

@@ -60,7 +60,7 @@ func (p *Plugin) decidePresence(e *core.RequestEvent, topic string) *denial {
 		return denyReserved()
 	}
 	options := parseKeys([]string{topic})[topic]
-	if d := p.decideRequest(e, actionPresence, topic, realtimeInfoOf(options)); d != nil {
+	if d := p.decideAs(e.App, credentialsOf(e.Auth, e.Request), actionPresence, topic, realtimeInfoOf(options)); d != nil {
 		return d
 	}
 	d, err := p.rules.find(e.App, topic)
@@ -87,7 +87,7 @@ func (p *Plugin) handleState(e *core.RequestEvent) error {
 		return err
 	}
 	signedIn := e.Auth
-	if err := refreshAuth(e); err != nil {
+	if _, err := refreshAuth(e); err != nil {
 		return err
 	}
 

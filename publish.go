@@ -34,7 +34,8 @@ func (p *Plugin) handlePublish(e *core.RequestEvent, limit func(*core.RequestEve
 		return err
 	}
 
-	if err := refreshAuth(e); err != nil {
+	auth, err := refreshAuth(e)
+	if err != nil {
 		return err
 	}
 	info, err := requestInfo(e, e.Request.Method, nil)
@@ -46,7 +47,7 @@ func (p *Plugin) handlePublish(e *core.RequestEvent, limit func(*core.RequestEve
 		if err := limit(e, publishLabel); err != nil {
 			return err
 		}
-		if d := p.decidePublish(e, pub, info); d != nil {
+		if d := p.decidePublish(e.App, auth, pub, info); d != nil {
 			p.logDenial(e.App, pub.message.Topic, e.Auth, actionPublish, d)
 			faults := pub.field(validation.Errors{"topic": d.fieldError()})
 			return router.NewApiError(d.status(), d.message, faults)
@@ -128,11 +129,11 @@ func (p *Plugin) publishOnce(e *core.RequestEvent, pub publication) (string, err
 	return p.repeats.once(key, send)
 }
 
-func (p *Plugin) decidePublish(e *core.RequestEvent, pub publication, info *core.RequestInfo) *denial {
-	if reservedTopic(e.App, pub.message.Topic) {
+func (p *Plugin) decidePublish(app core.App, auth credentials, pub publication, info *core.RequestInfo) *denial {
+	if reservedTopic(app, pub.message.Topic) {
 		return denyReserved()
 	}
-	return p.decideRequest(e, actionPublish, pub.message.Topic, infoWith(info, pub.body))
+	return p.decideAs(app, auth, actionPublish, pub.message.Topic, infoWith(info, pub.body))
 }
 
 // readPublications reads the body as {topic, data, …} or as

@@ -157,16 +157,17 @@ func (p *Plugin) handleAccess(e *core.RequestEvent) error {
 		return e.JSON(http.StatusOK, answer)
 	}
 
+	auth := credentialsOf(e.Auth, e.Request)
 	subscribe, asksRule := p.decideKey(e.App, key)
 	if asksRule {
 		options := parseKeys([]string{key})[key]
 		if _, ok := optionsOf(key, options); ok {
-			subscribe = p.decideRequest(e, actionSubscribe, topic, realtimeInfoOf(options))
+			subscribe = p.decideAs(e.App, auth, actionSubscribe, topic, realtimeInfoOf(options))
 		} else {
 			subscribe = denyOptions()
 		}
 	}
-	publish := p.decideRequest(e, actionPublish, topic, infoWith(info, info.Body))
+	publish := p.decideAs(e.App, auth, actionPublish, topic, infoWith(info, info.Body))
 	presence := p.decidePresence(e, topic)
 	for a, d := range map[action]*denial{actionSubscribe: subscribe, actionPublish: publish, actionPresence: presence} {
 		if d != nil && d.code == codeRuleError {
