@@ -3,6 +3,7 @@ package topics
 import (
 	"database/sql"
 	"errors"
+	"math"
 	"net/http"
 	"strings"
 	"time"
@@ -77,11 +78,11 @@ func tokenExpiry(auth *core.Record, r *http.Request) (int64, bool) {
 		return 0, false
 	}
 	seconds := cast.ToInt64(claims["exp"])
-	ends := time.Unix(seconds, 0)
-	if seconds == 0 || !verified && ends.After(time.Now()) {
+	if seconds == 0 || !verified && seconds > time.Now().Unix() {
 		return 0, false
 	}
-	return ends.UnixNano(), true
+	const last = math.MaxInt64 / int64(time.Second) // that nanoseconds can say
+	return min(max(seconds, 0), last) * int64(time.Second), true
 }
 
 // account returns the auth record as it is now, or nil where the credentials
