@@ -35,7 +35,7 @@ func (c *aliasClash) Error() string {
 // Core's own resolver says what it would join. Each identifier gets a resolver
 // of its own, in which no join replaces that of another identifier.
 func checkAliases(app core.App, text string, base, auth *core.Collection, names []string) error {
-	// alias by alias what the rule's values are does not matter
+	// what the rule's values are does not matter
 	info := realtimeInfo(subscriptions.SubscriptionOptions{}, nil)
 	if auth != nil {
 		info.Auth = core.NewRecord(auth)
@@ -48,7 +48,8 @@ func checkAliases(app core.App, text string, base, auth *core.Collection, names 
 
 	c := &aliasCheck{
 		resolver: func() *topicResolver { return newTopicResolver(app, base, info, "x", values) },
-		seen:     map[string]aliased{foldAlias(base.Name): {alias: base.Name, by: "the record's own fields"}},
+		seen:     map[string]aliased{foldAlias(base.Name): {alias: base.Name, by: ownTable}},
+		unbound:  base == unboundBase,
 	}
 	if _, err := search.FilterData(text).BuildExpr(c); err != nil && c.err == nil {
 		return err
@@ -60,8 +61,12 @@ func checkAliases(app core.App, text string, base, auth *core.Collection, names 
 type aliasCheck struct {
 	resolver func() *topicResolver
 	seen     map[string]aliased // by folded alias
+	unbound  bool
 	err      error
 }
+
+// ownTable is what a rule is evaluated on, in an error.
+const ownTable = "the topic's own record"
 
 // aliased is what an alias stands for.
 type aliased struct {
@@ -88,18 +93,10 @@ func (c *aliasCheck) Resolve(name string) (*search.ResolverResult, error) {
 		return nil, err
 	}
 	for i, join := range q.Info().Join {
-		a := aliasedBy(join, name)
-		if i == 0 {
-			a.table += "\x00" + otherRow(name)
-		}
-		if other, ok := c.seen[foldAlias(a.alias)]; ok && (other.alias != a.alias || other.table != a.table) {
-			c.err = &aliasClash{first: other.by, second: name, alias: a.alias}
+		if c.look(name, join, i == 0); c.err != nil {
 			return nil, c.err
-		} else if !ok {
-			c.seen[foldAlias(a.alias)] = a
 		}
 	}
-
 	if alias := repeatedAlias(result.MultiMatchSubQuery); alias != "" {
 		c.err = &aliasClash{first: name, second: name, alias: alias}
 		return nil, c.err
@@ -107,19 +104,34 @@ func (c *aliasCheck) Resolve(name string) (*search.ResolverResult, error) {
 	return result, nil
 }
 
-// sqlText makes the text of expressions. It has no database.
-var sqlText = dbx.NewFromDB(nil, "sqlite3")
+// look compares a join of an identifier with those that were there before.
+func (c *aliasCheck) look(name string, join dbx.JoinInfo, first bool) {
+	// a function in the table's place may have spaces, an alias has none
+	at := max(strings.LastIndexByte(join.Table, ' '), 0)
+	table, alias := join.Table[:at], strings.TrimSpace(join.Table[at:])
 
-func aliasedBy(join dbx.JoinInfo, identifier string) aliased {
-	// a function as the table may have spaces, an alias has none
-	at := strings.LastIndexByte(join.Table, ' ')
-	a := aliased{alias: join.Table[at+1:], table: join.Table[:max(at, 0)], by: identifier}
+	if c.unbound && strings.EqualFold(table, unboundBase.Name) {
+		c.err = &aliasClash{first: ownTable, second: name, alias: alias} // hidden by the query's own
+		return
+	}
 	if join.On != nil {
 		values := dbx.Params{}
-		a.table += "\x00" + join.On.Build(sqlText, values) + fmt.Sprint(values)
+		table += "\x00" + join.On.Build(sqlText, values) + fmt.Sprint(values)
 	}
-	return a
+	if first {
+		table += "\x00" + otherRow(name)
+	}
+
+	switch other, known := c.seen[foldAlias(alias)]; {
+	case !known:
+		c.seen[foldAlias(alias)] = aliased{alias: alias, table: table, by: name}
+	case other.alias != alias || other.table != table:
+		c.err = &aliasClash{first: other.by, second: name, alias: alias}
+	}
 }
+
+// sqlText makes the text of expressions. It has no database.
+var sqlText = dbx.NewFromDB(nil, "sqlite3")
 
 // otherRow is the name that @collection.rooms:name gives to another row of the
 // collection. As such rows are joined alike, a collection alias_name cannot be

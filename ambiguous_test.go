@@ -82,6 +82,12 @@ func TestAmbiguousRulesAreRefused(t *testing.T) {
 		}
 	}
 
+	// the name that the query gives to what is not there
+	hidden := newCollection(t, app, "Topics__Unbound", &core.TextField{Name: "name"})
+	unbound, err := newRule(app, map[string]any{"pattern": "a/{id}", "subscribeRule": "@collection." + hidden.Id + ".id ?= ''"})
+	require.NoError(t, err)
+	require.ErrorContains(t, app.Save(unbound), "Ambiguous rule")
+
 	// the view rule of a collection, which PocketBase itself accepts
 	orders.ViewRule = rule("item.part.name = 'x' && item_part.name = 'y'")
 	require.NoError(t, app.Save(orders))

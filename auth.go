@@ -96,11 +96,11 @@ func (c credentials) account(app core.App) (*core.Record, error) {
 	record, err := app.FindRecordById(collection, c.id)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return nil, nil //nolint:nilnil // a guest
+		return nil, nil // a guest
 	case err != nil:
 		return nil, err
 	case record.TokenKey() != c.tokenKey:
-		return nil, nil //nolint:nilnil // a guest
+		return nil, nil // a guest
 	}
 	return record, nil
 }
@@ -109,16 +109,16 @@ func (c credentials) account(app core.App) (*core.Record, error) {
 // that can be told without the auth record.
 func (c credentials) authCollection(app core.App) (*core.Collection, error) {
 	if c.id == "" || c.expired(time.Now()) {
-		return nil, nil //nolint:nilnil // a guest
+		return nil, nil // a guest
 	}
 	collection, err := app.FindCachedCollectionByNameOrId(c.collection)
 	switch {
 	case errors.Is(err, sql.ErrNoRows):
-		return nil, nil //nolint:nilnil // a guest
+		return nil, nil // a guest
 	case err != nil:
 		return nil, err
 	case collection.AuthToken.Secret != c.secret:
-		return nil, nil //nolint:nilnil // a guest
+		return nil, nil // a guest
 	}
 	return collection, nil
 }

@@ -60,8 +60,7 @@ const maxExcept = 255
 // It returns, wrapped, [ErrNotRegistered], [ErrClosed], [ErrMalformedTopic],
 // [ErrReservedTopic], [ErrInvalidPayload], [ErrPayloadTooLarge],
 // [ErrReservedPayload], [ErrDuplicateKey], [ErrInvalidEvent], [ErrInvalidExcept]
-// or [ErrTransactionOver], or what [Config.Broker]
-// returns; in each case nothing is sent.
+// or [ErrTransactionOver], or what [Config.Broker] returns; in each case nothing is sent.
 func Notify(app core.App, topic string, data any, opts ...NotifyOption) error {
 	p := From(app)
 	if p == nil {
