@@ -31,6 +31,7 @@ type diskTx struct {
 type logHead struct {
 	topic       string
 	epoch       string
+	begun       string
 	first, last uint64
 	kept        int
 	newest      time.Time
@@ -38,7 +39,7 @@ type logHead struct {
 }
 
 func (l *topicLog) head() logHead {
-	return logHead{topic: l.topic, epoch: l.epoch, first: l.first, last: l.last, kept: l.kept, newest: l.newest, owner: l.owner}
+	return logHead{topic: l.topic, epoch: l.epoch, begun: l.begun, first: l.first, last: l.last, kept: l.kept, newest: l.newest, owner: l.owner}
 }
 
 // messageWrite is a message, with the head of its log after it.
@@ -169,6 +170,16 @@ func (w *memberWrite) apply(tx *diskTx) error {
 	return err
 }
 
+// epochWrite is an epoch that begins.
+type epochWrite struct{ savedEpoch }
+
+func (w epochWrite) size() int { return writeOverhead }
+
+func (w epochWrite) apply(tx *diskTx) error {
+	_, err := tx.Exec("INSERT OR REPLACE INTO _topicsEpochs (name, segment) VALUES (?, ?)", w.name, w.segment)
+	return err
+}
+
 // membersAlive says that there are members.
 type membersAlive struct{}
 
@@ -203,8 +214,8 @@ func (tx *diskTx) finish() error {
 		if _, err := tx.Exec("DELETE FROM _topicsMessages WHERE topic = ? AND position < ?", topic, int64(head.first)); err != nil {
 			return err
 		}
-		_, err := tx.Exec("INSERT OR REPLACE INTO _topicsLogs (topic, epoch, last, first, kept, newest, owner) VALUES (?, ?, ?, ?, ?, ?, ?)",
-			topic, head.epoch, int64(head.last), int64(head.first), head.kept, head.newest.UnixNano(), string(head.owner))
+		_, err := tx.Exec("INSERT OR REPLACE INTO _topicsLogs (topic, epoch, begun, last, first, kept, newest, owner) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+			topic, head.epoch, head.begun, int64(head.last), int64(head.first), head.kept, head.newest.UnixNano(), string(head.owner))
 		if err != nil {
 			return err
 		}

@@ -22,7 +22,7 @@ type history struct {
 	hub       *hub
 	disk      *disk // nil: in memory only
 	positions *positions
-	epochs    epochs
+	chain     chain
 	limits    historyLimits
 	retention func(topic string) (retention, error)
 	app       func() core.App
@@ -45,14 +45,17 @@ type history struct {
 	kept   int        // of all that is kept
 	begun  map[owner]int
 
-	// epoch is that of logs that begin. Topics that were dropped in it begin
-	// another one: their offsets were given.
+	// epoch is that of logs that begin. A topic that was dropped in it begins
+	// another one: its offsets were given.
 	epoch   string
-	dropped map[string]string // with the reason of the gap
+	dropped map[string]droppedLog
 
 	evicted uint64 // logs that were dropped for others
 	refused uint64 // topics that were not begun
 }
+
+// droppedLog is why a topic has no log, and in which epoch that happened.
+type droppedLog struct{ reason, epoch string }
 
 // historyLimits are the fields of [Config] that bound histories.
 type historyLimits struct {
@@ -79,9 +82,9 @@ func newHistory(hub *hub, config Config) *history {
 		order:   list.New(),
 		cached:  list.New(),
 		begun:   map[owner]int{},
-		dropped: map[string]string{},
+		dropped: map[string]droppedLog{},
 	}
-	h.epoch = h.epochs.next()
+	h.epoch = h.chain.begin(true).name
 	h.loads.history = h
 	h.positions = newPositions(config)
 	hub.history, hub.overlap = h, config.ResumeOverlap
@@ -271,9 +274,9 @@ func (h *history) drop(shard *hubShard, l *topicLog, reason string) {
 	h.mu.Lock()
 	if len(h.dropped) >= h.limits.topics {
 		clear(h.dropped)
-		h.epoch = h.epochs.next()
+		h.beginEpoch()
 	}
-	h.dropped[l.topic] = reason
+	h.dropped[l.topic] = droppedLog{reason, h.epoch}
 	h.mu.Unlock()
 	h.positions.forgetBeginnings(l.topic)
 	if h.disk != nil {
@@ -315,16 +318,29 @@ func (h *history) begin(shard *hubShard, topic string, who owner) *topicLog {
 	h.start.Do(func() { h.running.Go(h.run) })
 
 	h.mu.Lock()
-	l := &topicLog{topic: topic, epoch: h.epoch, first: 1, owner: who}
-	reason, again := h.dropped[topic]
+	dropped, again := h.dropped[topic]
+	if again && dropped.epoch == h.epoch {
+		h.beginEpoch()
+	}
+	delete(h.dropped, topic)
+	l := &topicLog{topic: topic, chain: &h.chain, epoch: h.epoch, begun: h.epoch, first: 1, owner: who}
 	h.mu.Unlock()
 	if again {
-		l.epoch, l.ended = h.epochs.next(), reason
+		l.ended = dropped.reason
 	} else if h.unclean.Load() {
 		l.ended = gapEpoch
 	}
 	h.put(shard, l)
 	return l
+}
+
+// beginEpoch expects h.mu to be held.
+func (h *history) beginEpoch() {
+	e := h.chain.begin(true)
+	h.epoch = e.name
+	if h.disk != nil {
+		h.disk.addState("", epochWrite{e})
+	}
 }
 
 // keep appends the message to the topic's log. It returns [errTooManyTopics] if
@@ -450,12 +466,7 @@ func (h *history) load(ctx context.Context, topic string) error {
 // before is not part of them.
 func (h *history) open(left leftBehind) {
 	h.start.Do(func() { h.running.Go(h.run) })
-	for _, head := range left.heads {
-		h.epochs.saw(head.epoch)
-	}
-	for _, p := range left.positions {
-		h.epochs.saw(p.epoch)
-	}
+	h.chain.take(left.epochs)
 	h.unclean.Store(!left.clean)
 
 	for i := range h.hub.shards {
@@ -466,15 +477,19 @@ func (h *history) open(left leftBehind) {
 		}
 		shard.mu.Unlock()
 	}
+	epoch := left.epochs[len(left.epochs)-1].name // of this start
 	h.mu.Lock()
-	h.epoch = h.epochs.next()
-	epoch := h.epoch
+	h.epoch = epoch
+	clear(h.dropped)
 	h.mu.Unlock()
 
 	for _, head := range left.heads { // the most recently used last
-		l := &topicLog{topic: head.topic, epoch: head.epoch, first: head.first, last: head.last, kept: head.kept, newest: head.newest, owner: head.owner}
+		l := &topicLog{
+			topic: head.topic, chain: &h.chain, epoch: epoch, begun: head.begun,
+			first: head.first, last: head.last, kept: head.kept, newest: head.newest, owner: head.owner,
+		}
 		if !left.clean {
-			l.epoch, l.ended = epoch, gapEpoch
+			l.ended = gapEpoch
 		}
 		shard := h.hub.shard(l.topic)
 		shard.mu.Lock()

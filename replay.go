@@ -135,7 +135,11 @@ func (h *hub) fill(shard *hubShard, s *subscription) {
 
 	// Where the queue has no room for something, the cursor stays before it: as
 	// something is queued then, there will be a refill.
-	for _, e := range log.after(b.epoch, b.offset) {
+	entries := log.entries // of a position that it does not know, all
+	if log.knows(b.epoch) {
+		entries = log.after(b.epoch, b.offset)
+	}
+	for _, e := range entries {
 		if !s.client.hasRoom() || !h.tellMissing(s, log, e.epoch, e.offset) {
 			return
 		}
@@ -170,14 +174,14 @@ func (h *hub) loaded(s *subscription, err error) {
 func (h *hub) tellMissing(s *subscription, log *topicLog, epoch string, offset uint64) bool {
 	b := s.behind
 	reason := ""
-	switch {
-	case b.epoch != epoch && epoch != log.epoch:
-		reason = gapEpoch // between entries, there is no other
-	case b.epoch != epoch && log.ended != "":
+	switch linked := log.linked(b.epoch, epoch); {
+	case !linked && log.knows(b.epoch):
+		reason = gapEpoch // the server was not stopped properly in between
+	case !linked && log.ended != "":
 		reason = log.ended
-	case b.epoch != epoch && b.offset > 0:
-		reason = gapEvicted // the log begins in its epoch: the one before was dropped
-	case b.epoch == epoch && b.offset >= offset:
+	case !linked && b.offset > 0:
+		reason = gapEvicted // the life of before was dropped
+	case b.offset >= offset:
 		reason = gapEpoch // a position that was never reached
 	case b.offset+1 < offset && b.slow:
 		reason = gapSlow

@@ -33,6 +33,7 @@ var diskTables = []diskTable{
 		"topic TEXT NOT NULL",
 		"epoch TEXT NOT NULL",
 		"last INTEGER NOT NULL",
+		"begun TEXT NOT NULL DEFAULT ''",
 		"first INTEGER NOT NULL DEFAULT 0",
 		"kept INTEGER NOT NULL DEFAULT 0",
 		"newest INTEGER NOT NULL DEFAULT 0",
@@ -54,6 +55,10 @@ var diskTables = []diskTable{
 		"state TEXT NOT NULL",
 		"since INTEGER NOT NULL",
 	}, "topic, collection, id"},
+	{"_topicsEpochs", []string{
+		"name TEXT NOT NULL",
+		"segment INTEGER NOT NULL",
+	}, "name"},
 	{"_topicsState", []string{
 		"id TEXT NOT NULL",
 		"value TEXT NOT NULL",
@@ -119,7 +124,8 @@ func (t diskTable) columnsOf(tx *sql.Tx) (names, key []string, err error) {
 type leftBehind struct {
 	opened bool // now, and not before
 
-	clean     bool // the last stop was clean: the epochs go on
+	clean     bool         // the last stop was clean
+	epochs    []savedEpoch // the last one is that of this start
 	heads     []logHead
 	positions []savedPosition
 
@@ -182,6 +188,9 @@ func openTables(db *sql.DB, run string, maxPositions int) (left leftBehind, err 
 	if left.heads, err = t.readHeads(); err != nil {
 		return left, err
 	}
+	if left.epochs, err = t.readEpochs(left.clean); err != nil {
+		return left, err
+	}
 	if left.positions, err = t.readPositions(maxPositions); err != nil {
 		return left, err
 	}
@@ -234,13 +243,17 @@ func (tx *diskTx) findHeads() error {
 	if err != nil {
 		return err
 	}
+	// each has an epoch of its own there
+	if _, err = tx.Exec("UPDATE _topicsLogs SET begun = epoch"); err != nil {
+		return err
+	}
 	// of a clean stop, without any messages left
 	_, err = tx.Exec("UPDATE _topicsLogs SET first = last + 1, newest = ? WHERE first = 0", time.Now().UnixNano())
 	return err
 }
 
 func (tx *diskTx) readHeads() (heads []logHead, err error) {
-	rows, err := tx.Query("SELECT topic, epoch, last, first, kept, newest, owner FROM _topicsLogs ORDER BY newest")
+	rows, err := tx.Query("SELECT topic, epoch, begun, last, first, kept, newest, owner FROM _topicsLogs ORDER BY newest")
 	if err != nil {
 		return nil, err
 	}
@@ -250,13 +263,62 @@ func (tx *diskTx) readHeads() (heads []logHead, err error) {
 			h      logHead
 			newest int64
 		)
-		if err := rows.Scan(&h.topic, &h.epoch, &h.last, &h.first, &h.kept, &newest, &h.owner); err != nil {
+		if err := rows.Scan(&h.topic, &h.epoch, &h.begun, &h.last, &h.first, &h.kept, &newest, &h.owner); err != nil {
 			return nil, err
 		}
 		h.newest = time.Unix(0, newest)
 		heads = append(heads, h)
 	}
 	return heads, rows.Err()
+}
+
+// firstEpoch comes before all others. The epochs of version 1, which the chain
+// does not have, count as linked to it.
+const firstEpoch = "0"
+
+// readEpochs reads the chain, and begins the epoch of this start.
+func (tx *diskTx) readEpochs(linked bool) (list []savedEpoch, err error) {
+	rows, err := tx.Query("SELECT name, segment FROM _topicsEpochs ORDER BY name")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // rows.Err says what there is to say
+	for rows.Next() {
+		var e savedEpoch
+		if err := rows.Scan(&e.name, &e.segment); err != nil {
+			return nil, err
+		}
+		list = append(list, e)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+
+	var c chain
+	if len(list) == 0 {
+		list = []savedEpoch{{name: firstEpoch}}
+		if err := (epochWrite{list[0]}).apply(tx); err != nil {
+			return nil, err
+		}
+	}
+	c.take(list)
+	// what version 1 has given
+	var newest sql.NullString
+	if err := tx.QueryRow("SELECT max(epoch) FROM _topicsLogs").Scan(&newest); err != nil {
+		return nil, err
+	}
+	c.saw(newest.String)
+	started := c.begin(linked)
+	if err := (epochWrite{started}).apply(tx); err != nil {
+		return nil, err
+	}
+	if n := len(list) + 1 - maxEpochs; n > 0 {
+		if _, err := tx.Exec("DELETE FROM _topicsEpochs WHERE name <= ?", list[n-1].name); err != nil {
+			return nil, err
+		}
+		list = list[n:]
+	}
+	return append(list, started), nil
 }
 
 // readPositions reads those that are still valid, up to so many, and deletes

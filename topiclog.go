@@ -11,14 +11,16 @@ import (
 // topicLog is the history of one topic, guarded by its shard's lock. It exists
 // while the topic keeps something, in memory or on the disk.
 //
-// An epoch is the life of a log: its offsets count on without a hole. The
-// entries may reach back into the epoch before an unclean stop of the server,
-// after which messages may be missing; the offsets go on in a new epoch. A log
-// that was dropped starts at 1 again. Later epochs have greater names, so
-// positions are ordered by epoch and offset.
+// Every start of the server begins an epoch, in which the offsets go on. After
+// a clean stop no message is missing between the two; after another one some
+// may be. A log that was dropped starts at 1 again, in another epoch. The epochs
+// of a directory have greater and greater names, so known positions are ordered
+// by epoch and offset.
 type topicLog struct {
 	topic string
+	chain *chain
 	epoch string
+	begun string // the epoch in which it began
 	last  uint64 // the newest offset
 	first uint64 // the oldest that is kept, or last+1
 
@@ -149,7 +151,7 @@ func (l *topicLog) after(epoch string, offset uint64) []*entry {
 
 // needs reports whether entries after a position are on the disk only.
 func (l *topicLog) needs(epoch string, offset uint64) bool {
-	return !l.whole() && (epoch != l.epoch || offset+1 < l.inMemory())
+	return !l.whole() && (!l.linked(epoch, l.epoch) || offset+1 < l.inMemory())
 }
 
 // at returns the entry of an offset, or nil if it is not in memory.
@@ -158,6 +160,15 @@ func (l *topicLog) at(offset uint64) *entry {
 		return nil
 	}
 	return l.entries[offset-l.inMemory()]
+}
+
+// linked reports whether no message is missing between two epochs.
+func (l *topicLog) linked(a, b string) bool { return l.chain.linked(a, b, l.begun) }
+
+// knows reports whether the log lived in an epoch.
+func (l *topicLog) knows(epoch string) bool {
+	_, known := l.chain.segment(epoch, l.begun)
+	return known || epoch == l.epoch
 }
 
 // lastOf is the position before the last n messages. Its epoch is empty where
@@ -185,8 +196,11 @@ func (l *topicLog) page(options HistoryOptions, limit int) (page HistoryPage, en
 	case options.Since != "":
 		epoch, offset, _ := parseMessageID(options.Since)
 		// messages may be missing at the end of another epoch
-		page.Recovered = epoch == l.epoch && offset+1 >= l.first && offset <= l.last
-		entries = l.after(epoch, offset)
+		page.Recovered = l.linked(epoch, l.epoch) && offset+1 >= l.first && offset <= l.last
+		entries = l.entries
+		if l.knows(epoch) {
+			entries = l.after(epoch, offset)
+		}
 		entries = entries[:min(len(entries), limit)]
 
 	case options.Before != "":
