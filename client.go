@@ -24,6 +24,7 @@ type client struct {
 
 	id       string
 	idLine   []byte
+	previous atomic.Pointer[[]string] // ids of its connections before
 	limits   clientLimits
 	hub      *hub
 	grants   *grants

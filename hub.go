@@ -70,6 +70,8 @@ type subscription struct {
 	key      string
 	options  subscribeOptions
 	position *position // of the resume option, where the topic keeps a history
+	keeps    bool      // the topic keeps a history
+	claim    *string   // the id of the last message that the client has
 
 	// guarded by the shard's lock
 	group     *keyGroup
@@ -324,7 +326,7 @@ func (g *keyGroup) fanOut(e *entry, now int64, full []*subscription) []*subscrip
 func (g *keyGroup) fanOutChunk(subscribers []*subscription, f frame, now int64, full []*subscription) []*subscription {
 	except := f.entry.message.Except
 	for _, s := range subscribers {
-		if s.client.id == except || s.behind != nil {
+		if s.behind != nil || except != "" && s.client.is(except) {
 			continue
 		}
 		ok := false

@@ -6,8 +6,6 @@ import (
 	"encoding/hex"
 	"sync"
 	"time"
-
-	"github.com/pocketbase/pocketbase/core"
 )
 
 // position is how far a subscriber with the resume option has come. It stays
@@ -389,14 +387,14 @@ func (ps *positions) remove(p *position) {
 // openHistory makes the topic's log and the subscriber's position ready to be
 // read without a database. write is what a request waits for, once for all of
 // its keys. What could not be read is told to the subscriber as a gap.
-func (p *Plugin) openHistory(patience *diskWait, app core.App, topic string, options subscribeOptions, auth credentials, who owner) *position {
+func (p *Plugin) openHistory(patience *diskWait, topic string, options subscribeOptions, auth credentials, who owner) (position *position, keeps bool) {
 	r, err := p.retentionOf(topic)
 	if err != nil {
 		p.logHistoryError(topic, err)
-		return nil
+		return nil, false
 	}
 	if !r.keeps() {
-		return nil
+		return nil, false
 	}
 	if options.replay > 0 || options.resume != "" {
 		if err := p.history.load(patience.ctx, topic); err != nil {
@@ -404,9 +402,9 @@ func (p *Plugin) openHistory(patience *diskWait, app core.App, topic string, opt
 		}
 	}
 	if options.resume == "" {
-		return nil
+		return nil, true
 	}
 	position, write := p.history.positions.of(positionID(auth, topic, options.resume), topic, who, p.hub.head(topic))
 	patience.write = max(patience.write, write)
-	return position
+	return position, true
 }

@@ -46,37 +46,14 @@ func (h *hub) headOf(shard *hubShard, topic string) mark {
 
 // enter is the beginning of a subscription. The shard's lock is held.
 func (h *hub) enter(shard *hubShard, s *subscription, who *identity) {
-	var (
-		from    mark
-		resumed bool
-	)
-	if s.position != nil {
-		from, resumed = s.position.take(s, h.overlap)
-	}
-
-	log := shard.logs[s.topic]
-	switch {
-	case resumed:
-		s.behind = &cursor{epoch: from.epoch, offset: from.offset, resumed: true}
-	case log != nil || s.position != nil:
-		from = h.headOf(shard, s.topic)
-		if log != nil && s.options.replay > 0 {
-			from.epoch, from.offset = log.lastOf(s.options.replay)
-		}
-		if log != nil {
-			s.behind = &cursor{epoch: from.epoch, offset: from.offset}
-		}
-		if s.position != nil && from.epoch != "" {
-			s.position.start(s, from)
-			h.history.positions.save(s.position)
-		}
-	}
-	if s.behind != nil {
+	from, resumed := h.from(shard, s)
+	if log := shard.logs[s.topic]; resumed || log != nil {
+		s.behind = &cursor{epoch: from.epoch, offset: from.offset, resumed: resumed}
 		s.client.behind.Add(1)
 	}
 	if s.options.envelope {
 		id := ""
-		if from.epoch != "" && (log != nil || resumed) {
+		if s.keeps && from.epoch != "" {
 			id = messageID(from.epoch, from.offset)
 		}
 		s.tellReady(id, resumed, who)
@@ -84,12 +61,48 @@ func (h *hub) enter(shard *hubShard, s *subscription, who *identity) {
 	h.fill(shard, s)
 }
 
+// from is where a subscription begins, and whether that is where an earlier one
+// has ended. What the client says that it has comes before what the server knows
+// of it. The shard's lock is held.
+func (h *hub) from(shard *hubShard, s *subscription) (from mark, resumed bool) {
+	if s.position != nil {
+		from, resumed = s.position.take(s, h.overlap)
+	}
+	if s.claim != nil {
+		from, resumed = claimed(*s.claim)
+	}
+	if !resumed {
+		from = h.headOf(shard, s.topic)
+		if log := shard.logs[s.topic]; log != nil && s.options.replay > 0 {
+			from.epoch, from.offset = log.lastOf(s.options.replay)
+		}
+	}
+	if s.position != nil && from.epoch != "" && (!resumed || s.claim != nil) {
+		s.position.start(s, from)
+		h.history.positions.save(s.position)
+	}
+	return from, resumed
+}
+
+// claimed is a position as a client reports it, and false if it has none yet.
+// One that is no position is of no known epoch.
+func claimed(id string) (from mark, ok bool) {
+	if id == "" {
+		return mark{}, false
+	}
+	epoch, offset, valid := parseMessageID(id)
+	if !valid {
+		epoch, offset = "?", 1
+	}
+	return mark{epoch: epoch, offset: offset, at: time.Now()}, true
+}
+
 func (s *subscription) tellReady(id string, resumed bool, who *identity) {
 	c := control{Type: "ready", Topic: s.topic, ID: id}
 	if who != nil {
 		c.Member = s.client.hub.presence.keyFor(who, s).id
 	}
-	if s.options.resume != "" {
+	if s.options.resume != "" || s.claim != nil {
 		c.Resumed = &resumed
 	}
 	s.client.enqueue(newFrame(c.onKey(s.key, s.options.envelope)))
@@ -143,7 +156,7 @@ func (h *hub) fill(shard *hubShard, s *subscription) {
 		if !s.client.hasRoom() || !h.tellMissing(s, log, e.epoch, e.offset) {
 			return
 		}
-		if e.message.Except != s.client.id {
+		if !s.client.is(e.message.Except) {
 			if !s.client.enqueue(e.frame(s.group.event, s.options.envelope)) {
 				return
 			}
@@ -179,8 +192,8 @@ func (h *hub) tellMissing(s *subscription, log *topicLog, epoch string, offset u
 		reason = gapEpoch // the server was not stopped properly in between
 	case !linked && log.ended != "":
 		reason = log.ended
-	case !linked && b.offset > 0:
-		reason = gapEvicted // the life of before was dropped
+	case !linked && (b.offset > 0 || s.claim != nil):
+		reason = gapEpoch // another life of the topic, or another copy of the data
 	case b.offset >= offset:
 		reason = gapEpoch // a position that was never reached
 	case b.offset+1 < offset && b.slow:

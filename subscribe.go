@@ -23,7 +23,12 @@ func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	}
 	defer c.endTurn()
 
+	past := claimsOf(e)
+	c.follows(past.previous)
 	keys := p.authorise(e)
+	for key, a := range keys.admitted {
+		a.claim = past.position(key)
+	}
 	e.Subscriptions = keys.allowed
 	if err := c.replaceDuring(keys.admitted, e.Next); err != nil {
 		return err
@@ -120,7 +125,8 @@ func (p *Plugin) admit(e *core.RealtimeSubscribeRequestEvent, key string, option
 		p.grants.release(g)
 		return nil, d
 	}
-	a := &admission{grant: g, options: read, position: p.openHistory(patience, app, topic, read, auth, who), identity: g.identity.Load()}
+	a := &admission{grant: g, options: read, identity: g.identity.Load()}
+	a.position, a.keeps = p.openHistory(patience, topic, read, auth, who)
 	if a.identity != nil || read.presence {
 		p.openMembers(app, topic, true)
 	}

@@ -28,6 +28,8 @@ type admission struct {
 	grant    *grant
 	options  subscribeOptions
 	position *position
+	keeps    bool    // the topic keeps a history
+	claim    *string // the id of the last message that the client has
 	identity *identity
 
 	// of the presence option: one of the two
@@ -169,7 +171,7 @@ func (c *client) index(want map[string]struct{}, identities map[string]*identity
 			continue
 		}
 
-		s = &subscription{client: c, topic: topicOf(key), key: key, options: a.options, position: a.position, grant: g}
+		s = &subscription{client: c, topic: topicOf(key), key: key, options: a.options, position: a.position, keeps: a.keeps, claim: a.claim, grant: g}
 		if s.position != nil {
 			c.resuming.Add(1)
 		}
