@@ -58,6 +58,8 @@ type client struct {
 	behind   atomic.Int32
 	resuming atomic.Int32
 
+	dead atomic.Bool // it had stopped reading, or its network was gone
+
 	// the rest belongs to the connection handler's goroutine
 	greeted bool // PB_CONNECT was sent
 	writing bool
@@ -248,6 +250,7 @@ func (c *client) closeSlow() {
 
 // closeDead closes a client that has stopped reading, or whose network is gone.
 func (c *client) closeDead() {
+	c.dead.Store(true)
 	if c.close() {
 		c.onClosed(c, codeWriteTimeout)
 	}

@@ -128,7 +128,7 @@ func TestPositionsExpire(t *testing.T) {
 		ps.sweep(time.Now())
 		require.NotContains(t, ps.byID, never.id)
 		require.Contains(t, ps.byID, taken.id, "it is held")
-		ps.release(taken, s)
+		ps.release(taken, s, false)
 		time.Sleep(61 * time.Minute)
 		again, _ := ps.of("taken", "a", "ann", mark{})
 		require.NotSame(t, taken, again, "it had expired")

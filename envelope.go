@@ -66,6 +66,7 @@ type control struct {
 	To      string `json:"to,omitempty"`
 	Count   *int   `json:"count,omitempty"`
 	Reason  string `json:"reason,omitempty"`
+	Certain *bool  `json:"certain,omitempty"` // of gap
 
 	// of ready: which member the subscriber is
 	Member string `json:"member,omitempty"`

@@ -4,6 +4,7 @@ import (
 	"container/list"
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"sync"
 	"time"
 )
@@ -21,13 +22,13 @@ type position struct {
 	expires time.Time     // counts while no subscription holds it
 	gone    bool
 
-	mu    sync.Mutex
-	holds *subscription // the one that writes it
+	mu sync.Mutex
 
-	// What was flushed lately is not certainly received: a network that is
-	// gone takes everything for a while. The marks are in time order; the first
-	// is the newest that is old enough to be certain.
-	marks []mark
+	// open are the connections that have it: normally one. ends are those that
+	// have ended and that nobody has come back from. Who comes back does not say
+	// from which, so it is the earliest: then nothing is missing.
+	open map[*subscription]*track
+	ends []*track
 }
 
 // mark is a message up to which everything was flushed at that time.
@@ -42,79 +43,145 @@ func (p *position) flushed(s *subscription, m mark, overlap time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
-	if p.holds != s {
-		return // another connection goes on from here
+	if t := p.open[s]; t != nil {
+		t.add(m, overlap)
 	}
-	if n := len(p.marks); n > 0 && p.marks[n-1].epoch == m.epoch && p.marks[n-1].offset >= m.offset {
-		return // of an earlier flush of two keys that were mixed
-	}
-	p.add(m, overlap)
 }
 
-// add expects p.mu to be held.
-func (p *position) add(m mark, overlap time.Duration) {
-	// two marks within an eighth of the overlap are as good as the later one
-	if n := len(p.marks); n > 1 && m.at.Sub(p.marks[n-2].at) < overlap/8 {
-		p.marks[n-1] = m
-	} else {
-		p.marks = append(p.marks, m)
-	}
-	p.settle(m.at, overlap)
+// resumption is where a subscription goes on.
+type resumption struct {
+	from mark
+
+	// skipped, unless nil, is the earlier place from which all that is between
+	// was flushed several times and may have arrived.
+	skipped *mark
+
+	// flushed is up to where something was sent to a connection before.
+	flushed mark
 }
 
-// settle drops the marks before the newest certain one.
-func (p *position) settle(now time.Time, overlap time.Duration) {
-	certain := 0
-	for i, m := range p.marks {
-		if now.Sub(m.at) >= overlap {
-			certain = i
-		}
-	}
-	p.marks = p.marks[certain:]
-}
-
-// take makes s the one that writes the position, and returns how far it is
-// certain. It reports false for a position that was never written.
-func (p *position) take(s *subscription, overlap time.Duration) (mark, bool) {
+// take gives the position to s, and returns where to go on. It reports false for
+// a position that was never written.
+func (p *position) take(s *subscription, overlap time.Duration) (r resumption, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
-	p.holds = s
-	if len(p.marks) == 0 {
-		return mark{}, false
+	ended, live := p.earliest()
+	if ended == nil {
+		p.put(s, new(track))
+		return r, false
 	}
-	p.settle(time.Now(), overlap)
-	p.marks = p.marks[:1] // the later ones were of another connection
-	return p.marks[0], true
+	if live {
+		// it is of a connection that seems to live: which may be another client's
+		ended = ended.end(true, overlap)
+	} else {
+		p.ends = slices.DeleteFunc(p.ends, func(t *track) bool { return t == ended })
+	}
+	t, skipped := ended.next(time.Now(), overlap)
+	p.put(s, t)
+	r = resumption{from: t.certain, flushed: ended.flushedTo()}
+	if skipped {
+		r.skipped = &ended.certain
+	}
+	return r, true
 }
 
-// start is where a subscriber comes in for the first time, or after a gap.
+// earliest is the track that is the farthest behind for certain, and whether its
+// connection lives. p.mu is held.
+func (p *position) earliest() (found *track, live bool) {
+	for _, t := range p.ends {
+		if found == nil || compareMarks(t.certain, found.certain) < 0 {
+			found = t
+		}
+	}
+	for _, t := range p.open {
+		if len(t.marks) > 0 && (found == nil || compareMarks(t.certain, found.certain) < 0) {
+			found, live = t, true
+		}
+	}
+	return found, live
+}
+
+func (p *position) put(s *subscription, t *track) {
+	if p.open == nil {
+		p.open = map[*subscription]*track{}
+	}
+	p.open[s] = t
+}
+
+// start is where a subscriber comes in for the first time, or says that it is.
 func (p *position) start(s *subscription, m mark) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
-	if p.holds == s {
-		p.marks = []mark{m}
+	if t := p.open[s]; t != nil {
+		*t = track{certain: m, marks: []mark{m}}
 	}
 }
 
-// certain is the mark to resume from.
-func (p *position) certain(overlap time.Duration) (mark, bool) {
+// told says that a gap up to m was told, so that it is not told again by the
+// connection.
+func (p *position) told(s *subscription, m mark, overlap time.Duration) { p.flushed(s, m, overlap) }
+
+// hear says that the client of a connection was heard of.
+func (p *position) hear(s *subscription, overlap time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
-	if len(p.marks) == 0 {
-		return mark{}, false
+	if t := p.open[s]; t != nil {
+		t.hear(overlap)
 	}
-	p.settle(time.Now(), overlap)
-	return p.marks[0], true
+}
+
+// leave ends the connection's part, at its end or, if it was dead by then, when
+// its client was last heard of. It reports false if s has none.
+func (p *position) leave(s *subscription, dead bool, overlap time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	t := p.open[s]
+	if t == nil {
+		return false
+	}
+	delete(p.open, s)
+	if len(t.marks) == 0 {
+		return true
+	}
+	p.ends = append(p.ends, t.end(dead, overlap))
+	if len(p.ends) > maxEnds {
+		// the one that is the farthest ahead: others begin before it
+		last := slices.MaxFunc(p.ends, func(a, b *track) int { return compareMarks(a.certain, b.certain) })
+		p.ends = slices.DeleteFunc(p.ends, func(t *track) bool { return t == last })
+	}
+	return true
+}
+
+// certain is the mark to resume from, if everybody leaves now.
+func (p *position) certain(overlap time.Duration) (m mark, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+
+	consider := func(t *track) {
+		if !ok || compareMarks(t.certain, m) < 0 {
+			m, ok = t.certain, true
+		}
+	}
+	for _, t := range p.ends {
+		consider(t)
+	}
+	for _, t := range p.open {
+		if len(t.marks) > 0 {
+			consider(t.end(false, overlap))
+		}
+	}
+	return m, ok
 }
 
 func (p *position) isHeld() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
-	return p.holds != nil
+	return len(p.open) > 0
 }
 
 // atBeginning reports whether the position is before the first message.
@@ -122,8 +189,12 @@ func (p *position) atBeginning() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
-	n := len(p.marks)
-	return n > 0 && p.marks[n-1].offset == 0
+	for _, t := range p.open {
+		if len(t.marks) > 0 && t.certain.offset == 0 {
+			return true
+		}
+	}
+	return slices.ContainsFunc(p.ends, func(t *track) bool { return t.certain.offset == 0 })
 }
 
 // positions are all of them, in memory and maybe on the disk.
@@ -173,7 +244,7 @@ func (ps *positions) open(saved []savedPosition) {
 	}
 	for _, s := range saved { // the one that expires last is the most recently used
 		p := &position{id: s.id, owner: s.owner, topic: s.topic, expires: s.expires}
-		p.marks = []mark{{epoch: s.epoch, offset: s.offset}}
+		p.ends = []*track{{certain: mark{epoch: s.epoch, offset: s.offset}}}
 		ps.put(p)
 	}
 }
@@ -250,14 +321,8 @@ func (ps *positions) write(p *position, m mark) uint64 {
 }
 
 // release lets the position expire, unless another subscription has it.
-func (ps *positions) release(p *position, s *subscription) {
-	p.mu.Lock()
-	held := p.holds == s
-	if held {
-		p.holds = nil
-	}
-	p.mu.Unlock()
-	if held {
+func (ps *positions) release(p *position, s *subscription, dead bool) {
+	if p.leave(s, dead, ps.overlap) {
 		ps.save(p)
 	}
 }

@@ -8,8 +8,11 @@ const (
 	gapEvicted = "evicted" // the topic's history was dropped
 	gapDeleted = "deleted" // so was the record that the topic is named after
 	gapUnread  = "unread"  // the disk could not be read
-	gapEpoch   = "epoch"   // the server was not stopped properly
-	gapSlow    = "slow"    // the client read too slowly
+
+	// the connections were too short to know whether what was flushed arrived
+	gapRepeated = "repeated"
+	gapEpoch    = "epoch" // the server was not stopped properly
+	gapSlow     = "slow"  // the client read too slowly
 )
 
 // cursor is where a subscriber reads the topic's log, because it has just come
@@ -25,6 +28,10 @@ type cursor struct {
 	replayed int
 	gap      bool // a gap was told
 	unread   bool // what is on the disk only could not be read
+
+	// flushed is up to where messages were sent to a connection before, and may
+	// have arrived.
+	flushed mark
 }
 
 // head is the position of a topic's newest message.
@@ -46,17 +53,22 @@ func (h *hub) headOf(shard *hubShard, topic string) mark {
 
 // enter is the beginning of a subscription. The shard's lock is held.
 func (h *hub) enter(shard *hubShard, s *subscription, who *identity) {
-	from, resumed := h.from(shard, s)
+	r, resumed := h.from(shard, s)
 	if log := shard.logs[s.topic]; resumed || log != nil {
-		s.behind = &cursor{epoch: from.epoch, offset: from.offset, resumed: resumed}
+		s.behind = &cursor{epoch: r.from.epoch, offset: r.from.offset, resumed: resumed, flushed: r.flushed}
 		s.client.behind.Add(1)
 	}
 	if s.options.envelope {
 		id := ""
-		if s.keeps && from.epoch != "" {
-			id = messageID(from.epoch, from.offset)
+		if s.keeps && r.from.epoch != "" {
+			id = messageID(r.from.epoch, r.from.offset)
 		}
 		s.tellReady(id, resumed, who)
+	}
+	if r.skipped != nil {
+		s.behind.epoch, s.behind.offset = r.skipped.epoch, r.skipped.offset
+		s.tellGap(s.behind, r.from.epoch, r.from.offset+1, gapRepeated)
+		s.behind.epoch, s.behind.offset = r.from.epoch, r.from.offset
 	}
 	h.fill(shard, s)
 }
@@ -64,24 +76,27 @@ func (h *hub) enter(shard *hubShard, s *subscription, who *identity) {
 // from is where a subscription begins, and whether that is where an earlier one
 // has ended. What the client says that it has comes before what the server knows
 // of it. The shard's lock is held.
-func (h *hub) from(shard *hubShard, s *subscription) (from mark, resumed bool) {
+func (h *hub) from(shard *hubShard, s *subscription) (r resumption, resumed bool) {
 	if s.position != nil {
-		from, resumed = s.position.take(s, h.overlap)
+		r, resumed = s.position.take(s, h.overlap)
 	}
 	if s.claim != nil {
-		from, resumed = claimed(*s.claim)
+		r = resumption{}
+		r.from, resumed = claimed(*s.claim)
 	}
 	if !resumed {
-		from = h.headOf(shard, s.topic)
+		r.from = h.headOf(shard, s.topic)
 		if log := shard.logs[s.topic]; log != nil && s.options.replay > 0 {
-			from.epoch, from.offset = log.lastOf(s.options.replay)
+			r.from.epoch, r.from.offset = log.lastOf(s.options.replay)
 		}
 	}
-	if s.position != nil && from.epoch != "" && (!resumed || s.claim != nil) {
-		s.position.start(s, from)
+	if s.position != nil && r.from.epoch != "" {
+		if !resumed || s.claim != nil {
+			s.position.start(s, r.from)
+		}
 		h.history.positions.save(s.position)
 	}
-	return from, resumed
+	return r, resumed
 }
 
 // claimed is a position as a client reports it, and false if it has none yet.
@@ -207,7 +222,7 @@ func (h *hub) tellMissing(s *subscription, log *topicLog, epoch string, offset u
 	b.epoch, b.offset = epoch, offset-1
 	if reason != "" && s.position != nil {
 		// so that a gap is told once (or again, right after a reconnect)
-		s.position.flushed(s, mark{epoch: b.epoch, offset: b.offset, at: time.Now()}, h.overlap)
+		s.position.told(s, mark{epoch: b.epoch, offset: b.offset, at: time.Now()}, h.overlap)
 	}
 	return true
 }
@@ -229,6 +244,12 @@ func (s *subscription) tellGap(b *cursor, epoch string, offset uint64, reason st
 		Message: "Some messages of this topic are not available any more.",
 		From:    messageID(b.epoch, b.offset),
 	}
+	// of other reasons it is not known whether there was anything
+	certain := reason == gapExpired || reason == gapSlow || reason == gapUnread
+	if b.flushed.epoch != "" && epoch != "" {
+		certain = certain && compareMarks(b.flushed, mark{epoch: epoch, offset: max(offset, 1) - 1}) < 0
+	}
+	c.Certain = &certain
 	if epoch != "" {
 		c.To = messageID(epoch, offset)
 	}

@@ -166,6 +166,9 @@ func (c *client) index(want map[string]struct{}, identities map[string]*identity
 
 		s := c.subs[key]
 		if s != nil {
+			if s.position != nil && c.replacing {
+				s.position.hear(s, c.hub.overlap)
+			}
 			c.regrant(s, g)
 			c.rewatch(s, a)
 			continue
@@ -209,7 +212,7 @@ func (c *client) unindex(s *subscription, now bool) {
 	}
 	if s.position != nil {
 		c.resuming.Add(-1)
-		c.hub.history.positions.release(s.position, s)
+		c.hub.history.positions.release(s.position, s, c.dead.Load())
 	}
 	if s.grant != nil && !lingers {
 		c.grants.drop(s.grant, s)
