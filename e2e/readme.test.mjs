@@ -219,6 +219,25 @@ const scenarios = {
     await proxy.stop();
   },
 
+  async positions() {
+    await rule({ subscribeRule: "", history: 100 });
+    const proxy = await startProxy(server.url);
+    const pb = await client(proxy.url);
+    clients.push(pb);
+    const { printed } = await run("positions", { pb });
+    let n = 0;
+    for (let cut = 0; cut < 5; cut++) {
+      await server.notify("room/42", ++n);
+      assert.deepEqual(await printed.next(), [n]);
+      proxy.cut();
+      for (let i = 0; i < 3; i++) await server.notify("room/42", ++n);
+      for (let i = 2; i >= 0; i--) assert.deepEqual(await printed.next(), [n - i]);
+    }
+    await printed.quiet(100);
+    await pb.realtime.unsubscribe();
+    await proxy.stop();
+  },
+
   async pages() {
     await rule({ subscribeRule: "", history: 4 });
     for (const n of [1, 2, 3, 4]) await server.notify("room/42", n);

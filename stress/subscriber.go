@@ -95,6 +95,7 @@ type envelope struct {
 	To      string `json:"to"`
 	Count   *int   `json:"count"`
 	Reason  string `json:"reason"`
+	Certain *bool  `json:"certain"`
 
 	Code    string  `json:"code"`
 	Member  string  `json:"member"`
@@ -346,6 +347,11 @@ func (s *subscriber) checkGap(e envelope) {
 	case "evicted":
 		if !strings.HasPrefix(s.topic, "evict/") && !t.killed() && !s.run.evicting.Load() {
 			t.fault("%s of %s was told of an eviction", s.name(), s.topic)
+		}
+	case "repeated":
+		// connections are short here: it must say that nothing is certain
+		if e.Certain == nil || *e.Certain || e.Count == nil || *e.Count < 1 {
+			t.fault("%s of %s was told that messages are left out: %+v", s.name(), s.topic, e)
 		}
 	case "expired", "slow":
 		if strings.HasPrefix(s.topic, "many/") {
