@@ -112,6 +112,15 @@ func (c *chain) segment(name, begun string) (segment int, known bool) {
 	}
 }
 
+// has reports whether the directory has seen an epoch.
+func (c *chain) has(name string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	_, listed := c.places[name]
+	return listed
+}
+
 // linked reports whether no message of a log is missing between two epochs.
 func (c *chain) linked(a, b, begun string) bool {
 	if a == b {

@@ -278,7 +278,7 @@ func (h *history) drop(shard *hubShard, l *topicLog, reason string) {
 	}
 	h.dropped[l.topic] = droppedLog{reason, h.epoch}
 	h.mu.Unlock()
-	h.positions.forgetBeginnings(l.topic)
+	h.positions.dropped(l.topic)
 	if h.disk != nil {
 		h.disk.addMessage(logEnd{l.topic})
 	}

@@ -184,17 +184,18 @@ func (p *position) isHeld() bool {
 	return len(p.open) > 0
 }
 
-// atBeginning reports whether the position is before the first message.
-func (p *position) atBeginning() bool {
+// lose says that messages may have gone with the log that the position is of:
+// whoever is before the first one has missed it.
+func (p *position) lose() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 
 	for _, t := range p.open {
-		if len(t.marks) > 0 && t.certain.offset == 0 {
-			return true
-		}
+		t.lose()
 	}
-	return slices.ContainsFunc(p.ends, func(t *track) bool { return t.certain.offset == 0 })
+	for _, t := range p.ends {
+		t.lose()
+	}
 }
 
 // positions are all of them, in memory and maybe on the disk.
@@ -404,15 +405,15 @@ func (ps *positions) forgetTopic(topic string) {
 	}
 }
 
-// forgetBeginnings ends the positions before the first message of a topic whose
-// log was dropped: nobody could tell what they have missed.
-func (ps *positions) forgetBeginnings(topic string) {
+// dropped says that a topic's log is gone, and others may come.
+func (ps *positions) dropped(topic string) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 
 	for p := range ps.byTopic[topic] {
-		if p.atBeginning() {
-			ps.end(p)
+		p.lose()
+		if m, ok := p.certain(ps.overlap); ok {
+			ps.write(p, m)
 		}
 	}
 }

@@ -207,8 +207,11 @@ func (h *hub) tellMissing(s *subscription, log *topicLog, epoch string, offset u
 		reason = gapEpoch // the server was not stopped properly in between
 	case !linked && log.ended != "":
 		reason = log.ended
-	case !linked && (b.offset > 0 || s.claim != nil):
-		reason = gapEpoch // another life of the topic, or another copy of the data
+	case !linked && (b.offset > 0 || b.flushed.offset > 0 || s.claim != nil):
+		reason = gapEpoch // of another copy of the data, for all that is known
+		if log.chain.has(b.epoch) {
+			reason = gapEvicted // of a life of the topic that was dropped
+		}
 	case b.offset >= offset:
 		reason = gapEpoch // a position that was never reached
 	case b.offset+1 < offset && b.slow:

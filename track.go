@@ -115,12 +115,12 @@ func (t *track) end(dead bool, overlap time.Duration) *track {
 
 // next is the track of a connection that goes on from an ended one. Where
 // connections are too short for anything to become certain, what was flushed
-// twice, and long enough ago, is left out: skipped is then where it begins, and
-// the client has to be told.
+// twice, and long enough ago, is left out, and the client has to be told: that is
+// skipped. It is not across epochs, where more may be missing.
 func (t *track) next(now time.Time, overlap time.Duration) (next *track, skipped bool) {
 	from, beyond := t.certain, t.uncertain
 	for i, u := range t.uncertain {
-		if u.times > 1 && now.Sub(u.at) >= overlap {
+		if u.times > 1 && now.Sub(u.at) >= overlap && u.epoch == t.certain.epoch {
 			from, beyond, skipped = u.mark, t.uncertain[i+1:], true
 		}
 	}
@@ -130,8 +130,20 @@ func (t *track) next(now time.Time, overlap time.Duration) (next *track, skipped
 
 // flushedTo is up to where something was sent, whether or not it has arrived.
 func (t *track) flushedTo() mark {
-	if n := len(t.uncertain); n > 0 {
-		return t.uncertain[n-1].mark
+	to := t.certain
+	if n := len(t.marks); n > 0 {
+		to = t.marks[n-1]
 	}
-	return t.certain
+	if n := len(t.uncertain); n > 0 && compareMarks(t.uncertain[n-1].mark, to) > 0 {
+		to = t.uncertain[n-1].mark
+	}
+	return to
+}
+
+// lose moves what is before the first message behind it.
+func (t *track) lose() {
+	t.certain.offset = max(t.certain.offset, 1)
+	for i := range t.marks {
+		t.marks[i].offset = max(t.marks[i].offset, 1)
+	}
 }
