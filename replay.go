@@ -84,9 +84,9 @@ func (h *hub) from(shard *hubShard, s *subscription) (r resumption, resumed bool
 		r = resumption{}
 		r.from, resumed = claimed(*s.claim)
 	}
-	if !resumed {
+	if log := shard.logs[s.topic]; !resumed && (log != nil || s.keeps) {
 		r.from = h.headOf(shard, s.topic)
-		if log := shard.logs[s.topic]; log != nil && s.options.replay > 0 {
+		if log != nil && s.options.replay > 0 {
 			r.from.epoch, r.from.offset = log.lastOf(s.options.replay)
 		}
 	}
