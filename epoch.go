@@ -118,7 +118,7 @@ func (c *chain) has(name string) bool {
 	defer c.mu.Unlock()
 
 	_, listed := c.places[name]
-	return listed
+	return listed && name != firstEpoch
 }
 
 // linked reports whether no message of a log is missing between two epochs.
