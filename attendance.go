@@ -12,6 +12,10 @@ import (
 // 5,000.
 const flushPeriod = 250 * time.Millisecond
 
+// leaveDelay is how long a member stays after its connection has unsubscribed:
+// an unsubscribe and a subscribe in a row are no leave and no join.
+const leaveDelay = 500 * time.Millisecond
+
 // presence keeps the members of all topics. They are in the hub's shards, each
 // guarded by the lock that orders the topic's messages; so presence events have
 // their place among these.
@@ -165,7 +169,7 @@ func (p *presence) revive(a *attendee) {
 
 // depart ends the part of s in its attendee: now, or with the grace. Then the
 // attendee takes over the subscription's grant, and depart reports true. The
-// shard's lock is held.
+// shard's lock is held, and subsMu of the client.
 func (p *presence) depart(shard *hubShard, s *subscription, now bool) (lingers bool) {
 	a := s.attendee
 	if a == nil {
@@ -186,7 +190,11 @@ func (p *presence) depart(shard *hubShard, s *subscription, now bool) (lingers b
 	if a.grant = s.grant; a.grant != nil {
 		p.grants.handOver(a.grant, s, a)
 	}
-	p.linger(a, time.Now().Add(p.grace))
+	grace := p.grace
+	if !s.client.discarded {
+		grace = min(grace, leaveDelay) // it has left, and its connection goes on
+	}
+	p.linger(a, time.Now().Add(grace))
 	tm.refresh(a.member, nil)
 	if a.grant != nil {
 		p.decided(shard, a, a.grant) // it may have been, before it had this holder

@@ -119,6 +119,23 @@ func (p *position) start(s *subscription, m mark) {
 	}
 }
 
+// takeOver makes what s has received under another position that of this one.
+// What an earlier connection has received under it counts no longer: s goes on.
+func (p *position) takeOver(s *subscription, other *position) {
+	other.mu.Lock()
+	t := other.open[s]
+	delete(other.open, s)
+	other.mu.Unlock()
+
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.ends = nil
+	if t == nil {
+		t = new(track)
+	}
+	p.put(s, t)
+}
+
 // told says that a gap up to m was told, so that it is not told again by the
 // connection.
 func (p *position) told(s *subscription, m mark, overlap time.Duration) { p.flushed(s, m, overlap) }
@@ -325,6 +342,19 @@ func (ps *positions) write(p *position, m mark) uint64 {
 func (ps *positions) release(p *position, s *subscription, dead bool) {
 	if p.leave(s, dead, ps.overlap) {
 		ps.save(p)
+	}
+}
+
+// drop ends a position that was taken over, unless others have it.
+func (ps *positions) drop(p *position) {
+	p.mu.Lock()
+	used := len(p.open)+len(p.ends) > 0
+	p.mu.Unlock()
+
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if !used && !p.gone {
+		ps.end(p)
 	}
 }
 

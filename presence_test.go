@@ -87,11 +87,44 @@ func TestNothingIsShownOfAReconnect(t *testing.T) {
 	require.Equal(t, []string{"ready", "presence", "join", "message"}, v.types)
 	require.Equal(t, since, v.members["users"+v.ids()[0]].Since)
 
+	waitForClients(t, app, 2) // the server has noticed the last end
 	list, err := topics.Presence(app, "room/1")
 	require.NoError(t, err)
 	require.Len(t, list, 2)
 	require.Equal(t, []int{1, 1}, []int{list[0].Connections, list[1].Connections})
 	require.LessOrEqual(t, topics.Grants(app), 4, "what is left of old connections does not pile up")
+}
+
+// An unsubscribe on a connection that goes on is a leave, long before the grace
+// is over; one that is followed by a subscribe is nothing.
+func TestLeavingIsLeaving(t *testing.T) {
+	app, s := newPresenceApp(t, topics.Config{PresenceGrace: time.Hour})
+	_, ann := newUser(t, app, "ann")
+	_, bob := newUser(t, app, "bob")
+	v := s.watch(bob, watching("room/1"))
+	c := s.connect()
+	c.mustSubscribe(ann, "room/1", "room/2")
+	v.until("join")
+
+	c.mustSubscribe(ann, "room/2")
+	c.mustSubscribe(ann, "room/2", "room/1")
+	require.NoError(t, topics.Notify(app, "room/1", 1))
+	v.until("message")
+	require.Equal(t, []string{"ready", "presence", "join", "message"}, v.types)
+
+	start := time.Now()
+	c.mustSubscribe(ann, "room/2")
+	v.until("leave")
+	require.Less(t, time.Since(start), 3*time.Second)
+
+	// the connection's own end has the grace
+	c.mustSubscribe(ann, "room/2", "room/1")
+	v.until("join")
+	c.disconnect()
+	waitForClients(t, app, 1)
+	require.NoError(t, topics.Notify(app, "room/1", 1))
+	v.until("message")
+	require.Len(t, v.ids(), 2)
 }
 
 func TestGuestsAreMembers(t *testing.T) {

@@ -99,6 +99,22 @@ func (h *hub) from(shard *hubShard, s *subscription) (r resumption, resumed bool
 	return r, resumed
 }
 
+// reposition lets a subscription move another position from now on.
+func (h *hub) reposition(s *subscription, p *position) {
+	shard := h.shard(s.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	old := s.position
+	s.position = p
+	if old != nil {
+		p.takeOver(s, old)
+		return
+	}
+	p.take(s, h.overlap)
+	p.start(s, h.headOf(shard, s.topic))
+}
+
 // claimed is a position as a client reports it, and false if it has none yet.
 // One that is no position is of no known epoch.
 func claimed(id string) (from mark, ok bool) {

@@ -155,3 +155,28 @@ func TestSlowConsumersGoOnFromTheHistory(t *testing.T) {
 	require.Contains(t, story(t, short), "gap(slow) 496 497 498 499 500")
 	require.Equal(t, 1, app.SubscriptionsBroker().TotalClients())
 }
+
+// A sign-in on an open connection takes the guest's position along.
+func TestASignInKeepsThePosition(t *testing.T) {
+	app, s := newHistoryApp(t, topics.Config{ResumeOverlap: -1})
+	_, ann := newUser(t, app, "ann")
+	k := key("a", map[string]any{"resume": "r1"})
+	c := s.connect()
+	c.mustSubscribe("", k)
+	require.Equal(t, "ready", story(t, c.drain()))
+	notifyAll(t, app, "a", 1, 2)
+	require.Equal(t, "1 2", story(t, c.drain()))
+	c.mustSubscribe(ann, k)
+	notifyAll(t, app, "a", 3, 3)
+	require.Equal(t, "3", story(t, c.drain()))
+	c.disconnect()
+	waitForClients(t, app, 0)
+	notifyAll(t, app, "a", 4, 5)
+
+	c = s.connect()
+	c.mustSubscribe(ann, k)
+	ready := c.envelope()
+	require.True(t, *ready.Resumed)
+	require.Equal(t, "4 5 recovered", story(t, c.drain()))
+	require.Equal(t, 1, topics.From(app).Stats().Positions, "the guest's is gone")
+}

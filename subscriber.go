@@ -166,9 +166,7 @@ func (c *client) index(want map[string]struct{}, identities map[string]*identity
 
 		s := c.subs[key]
 		if s != nil {
-			if s.position != nil && c.replacing {
-				s.position.hear(s, c.hub.overlap)
-			}
+			c.hear(s, a)
 			c.regrant(s, g)
 			c.rewatch(s, a)
 			continue
@@ -198,6 +196,24 @@ func (c *client) index(want map[string]struct{}, identities map[string]*identity
 	}
 	for _, s := range gone {
 		c.unindex(s, signedIn != nil && s.grant != nil && !signedIn.sameAccount(s.grant.key.auth))
+	}
+}
+
+// hear notes that a request has named a subscription that goes on. After a
+// sign-in its position is kept for the account.
+func (c *client) hear(s *subscription, a *admission) {
+	old := s.position
+	if a.position != nil && a.position != old {
+		c.hub.reposition(s, a.position)
+		if old == nil {
+			c.resuming.Add(1)
+		} else {
+			c.hub.history.positions.drop(old)
+		}
+		c.hub.history.positions.save(s.position)
+	}
+	if s.position != nil && c.replacing {
+		s.position.hear(s, c.hub.overlap)
 	}
 }
 
