@@ -24,6 +24,7 @@ type presence struct {
 	grants *grants
 	calls  *hookCalls
 	disk   *disk // nil: in memory only
+	guard  *guard
 
 	grace time.Duration // 0 for none
 	limit int           // members of a snapshot
@@ -286,7 +287,7 @@ func (p *presence) leave(shard *hubShard, a *attendee) {
 
 // call tells the app's handlers. It does not block.
 func (p *presence) call(topic string, c changes) {
-	if !p.calls.wantsMembers() {
+	if !p.calls.wantsMembers.Load() {
 		return
 	}
 	for _, m := range c.left {

@@ -2,9 +2,8 @@ package topics
 
 import (
 	"container/list"
-	"context"
-	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
@@ -42,12 +41,14 @@ type MemberEvent struct {
 // others); what has been undone before its turn came is not told at all. An
 // error or panic is logged. While the app terminates no more handlers start.
 func (p *Plugin) OnOccupied(tags ...string) *hook.TaggedHook[*TopicEvent] {
+	p.calls.wantsTopics.Store(true)
 	return hook.NewTaggedHook(p.calls.occupied, tags...)
 }
 
 // OnVacated is triggered when the last subscriber of a topic has been gone for
 // [Config.PresenceGrace]: once for each OnOccupied.
 func (p *Plugin) OnVacated(tags ...string) *hook.TaggedHook[*TopicEvent] {
+	p.calls.wantsTopics.Store(true)
 	return hook.NewTaggedHook(p.calls.vacated, tags...)
 }
 
@@ -55,6 +56,7 @@ func (p *Plugin) OnVacated(tags ...string) *hook.TaggedHook[*TopicEvent] {
 // presence. Members who are back within the grace after a restart of the server
 // do not join again.
 func (p *Plugin) OnJoin(tags ...string) *hook.TaggedHook[*MemberEvent] {
+	p.calls.wantsMembers.Store(true)
 	return hook.NewTaggedHook(p.calls.joined, tags...)
 }
 
@@ -62,6 +64,7 @@ func (p *Plugin) OnJoin(tags ...string) *hook.TaggedHook[*MemberEvent] {
 // OnJoin, also if that was before a restart of the server: unless nobody has
 // used the topic within the grace after it.
 func (p *Plugin) OnLeave(tags ...string) *hook.TaggedHook[*MemberEvent] {
+	p.calls.wantsMembers.Store(true)
 	return hook.NewTaggedHook(p.calls.left, tags...)
 }
 
@@ -75,8 +78,13 @@ type hookCalls struct {
 	occupied, vacated *hook.Hook[*TopicEvent]
 	joined, left      *hook.Hook[*MemberEvent]
 
+	// whether anybody has asked for the hooks. (How many handlers a hook has, it
+	// only tells by a lock of its own, and a topic's lock is held.)
+	wantsTopics, wantsMembers atomic.Bool
+
 	trigger func(call) error
 	failed  func(call, error)
+	guard   *guard
 
 	running sync.WaitGroup
 
@@ -117,9 +125,6 @@ func newHookCalls() *hookCalls {
 		topics:   map[string]*topicCalls{},
 	}
 }
-
-func (hc *hookCalls) wantsTopics() bool  { return hc.occupied.Length()+hc.vacated.Length() > 0 }
-func (hc *hookCalls) wantsMembers() bool { return hc.joined.Length()+hc.left.Length() > 0 }
 
 // add does not block: a topic's lock may be held.
 func (hc *hookCalls) add(c call) {
@@ -192,13 +197,12 @@ func (hc *hookCalls) takeCall(topic string) (c call, ok bool) {
 }
 
 func (hc *hookCalls) run(c call) {
-	defer func() {
-		if r := recover(); r != nil {
-			hc.failed(c, fmt.Errorf("panic: %v", r))
-		}
-	}()
-	if err := hc.trigger(c); err != nil {
-		hc.failed(c, err)
+	var err error
+	if panicked := recovered(func() { err = hc.trigger(c) }); panicked != nil {
+		err = panicked
+	}
+	if err != nil {
+		_ = hc.guard.run("logging a failed handler", func() { hc.failed(c, err) })
 	}
 }
 
@@ -208,19 +212,6 @@ func (hc *hookCalls) close() {
 	defer hc.mu.Unlock()
 
 	hc.closed = true
-}
-
-// wait waits, until ctx is done, for the handlers that run.
-func (hc *hookCalls) wait(ctx context.Context) {
-	done := make(chan struct{})
-	go func() {
-		hc.running.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
 }
 
 // triggerCall runs the app's handlers for a call.

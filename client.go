@@ -35,13 +35,16 @@ type client struct {
 	// channel holds at most the head of the queue
 	channel chan subscriptions.Message
 
-	mu       sync.Mutex
-	queue    *[]frame  // borrowed from frameSlices, nil if empty
-	headOut  bool      // the first is in the channel, or frames are being written
-	handed   time.Time // when the first was put into the channel
-	messages int       // in the queue and being written
-	bytes    int
-	closed   bool
+	mu      sync.Mutex
+	queue   *[]frame  // borrowed from frameSlices, nil if empty
+	first   int       // in the queue: those before it were taken
+	headOut bool      // the first is in the channel, or frames are being written
+	handed  time.Time // when the first was put into the channel
+	topics  load      // messages of topics, notices of ours
+	records load      // what PocketBase and Go code send
+	closed  bool
+
+	lastEvent atomic.Pointer[eventLine] // of a record event: the next often has the same
 
 	subsMu    sync.Mutex
 	subs      map[string]*subscription
@@ -85,8 +88,22 @@ func ownClient(c subscriptions.Client) *client {
 type clientLimits struct {
 	messages     int
 	bytes        int
+	recordBytes  int
 	writeTimeout time.Duration
 	heartbeat    time.Duration // -1 for none
+}
+
+// recordBytes is how many bytes of RecordQueueBytes there are for each record
+// event, so that their number is bounded too.
+const recordBytes = 256
+
+// load is what waits for a client or is being written to it.
+type load struct{ messages, bytes int }
+
+// fits reports whether there is room. A single message always fits: records may
+// be larger than the limit.
+func (l load) fits(size, messages, bytes int) bool {
+	return l.messages == 0 || l.messages < messages && l.bytes+size <= bytes
 }
 
 var _ subscriptions.Client = (*client)(nil)
@@ -119,9 +136,22 @@ func newClient(wrapped subscriptions.Client, hub *hub, grants *grants, response 
 // Channel implements [subscriptions.Client.Channel].
 func (c *client) Channel() chan subscriptions.Message { return c.channel }
 
-// Send queues the message. It never blocks; a client whose queue is full is
-// closed.
+// Send implements [subscriptions.Client.Send] for PocketBase's record events and
+// for Go code. It queues the message beside those of topics and never blocks; a
+// client that has too many of them waiting is closed.
 func (c *client) Send(m subscriptions.Message) {
+	event := c.lastEvent.Load()
+	if event == nil || event.key != m.Name {
+		event = newEventLine(m.Name)
+		c.lastEvent.Store(event)
+	}
+	if !c.enqueue(frame{event: event, data: newDataLine(m.Data), record: true}) {
+		c.closeSlow()
+	}
+}
+
+// tell queues a notice of ours, in the same way.
+func (c *client) tell(m subscriptions.Message) {
 	if !c.enqueue(newFrame(m)) {
 		c.closeSlow()
 	}
@@ -138,19 +168,25 @@ func (c *client) enqueue(f frame) bool {
 	if c.closed {
 		return true
 	}
-	if f.isHeartbeat() && c.messages > 0 {
+	if f.isHeartbeat() && c.topics.messages+c.records.messages > 0 {
 		return true // not a quiet connection
 	}
 
-	// a single message always fits: records may be larger than the limit
-	if c.messages > 0 && (c.messages >= c.limits.messages || c.bytes+size > c.limits.bytes) {
+	of, fits := &c.topics, false
+	if f.record {
+		of = &c.records
+		fits = of.fits(size, max(c.limits.messages, c.limits.recordBytes/recordBytes), c.limits.recordBytes)
+	} else {
+		fits = of.fits(size, c.limits.messages, c.limits.bytes)
+	}
+	if !fits {
 		return false
 	}
-	c.messages++
-	c.bytes += size
+	of.messages++
+	of.bytes += size
 
 	if c.queue == nil {
-		c.queue = frameSlices.Get().(*[]frame)
+		c.queue, c.first = frameSlices.Get().(*[]frame), 0
 	}
 	*c.queue = append(*c.queue, f)
 	if !c.headOut {
@@ -171,7 +207,12 @@ func (c *client) handOver(f frame) {
 // errClosed ends core's connection handler.
 var errClosed = errors.New("topics: the realtime client is closed")
 
-// take returns the queue, whose first frame came out of the channel.
+// takeBytes is about how much is written without a look at what else core's
+// connection handler waits for.
+const takeBytes = 256 << 10
+
+// take returns the front of the queue, whose first frame came out of the
+// channel.
 func (c *client) take() (*[]frame, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -180,16 +221,45 @@ func (c *client) take() (*[]frame, error) {
 		return nil, errClosed
 	}
 
-	frames := c.queue
-	c.queue = nil
+	if c.first == 0 && c.topics.bytes+c.records.bytes <= takeBytes {
+		frames := c.queue
+		c.queue = nil
+		return frames, nil
+	}
+
+	waiting := (*c.queue)[c.first:]
+	n, size := 1, waiting[0].size()
+	for n < len(waiting) && size+waiting[n].size() <= takeBytes {
+		size += waiting[n].size()
+		n++
+	}
+	frames := frameSlices.Get().(*[]frame)
+	*frames = append(*frames, waiting[:n]...)
+	clear(waiting[:n])
+	c.first += n
+	switch {
+	case n == len(waiting):
+		giveBack(c.queue)
+		c.queue = nil
+	case c.first > len(*c.queue)/2:
+		// those who were taken make room, at a cost that each of them bears once
+		rest := copy(*c.queue, (*c.queue)[c.first:])
+		clear((*c.queue)[rest:])
+		*c.queue, c.first = (*c.queue)[:rest], 0
+	}
 	return frames, nil
 }
 
 // done says that the frames were written, and hands over the next one.
 func (c *client) done(frames *[]frame) {
-	size := 0
+	var topics, records load
 	for _, f := range *frames {
-		size += f.size()
+		of := &topics
+		if f.record {
+			of = &records
+		}
+		of.messages++
+		of.bytes += f.size()
 	}
 
 	c.mu.Lock()
@@ -199,12 +269,14 @@ func (c *client) done(frames *[]frame) {
 		return
 	}
 
-	c.messages -= len(*frames)
-	c.bytes -= size
+	c.topics.messages -= topics.messages
+	c.topics.bytes -= topics.bytes
+	c.records.messages -= records.messages
+	c.records.bytes -= records.bytes
 
 	c.headOut = false
 	if c.queue != nil {
-		c.handOver((*c.queue)[0])
+		c.handOver((*c.queue)[c.first])
 	}
 }
 
@@ -230,15 +302,15 @@ func (c *client) hasRoom() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
-	return c.messages < max(1, c.limits.messages/2) && c.bytes < c.limits.bytes/2 && !c.closed
+	return c.topics.messages < max(1, c.limits.messages/2) && c.topics.bytes < c.limits.bytes/2 && !c.closed
 }
 
 // queued is what waits for the client or is being written to it.
-func (c *client) queued() (messages, bytes int) {
+func (c *client) queued() (topics, records load) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
-	return c.messages, c.bytes
+	return c.topics, c.records
 }
 
 // closeSlow closes a client whose queue was full.
@@ -264,7 +336,7 @@ func (c *client) close() bool {
 	if first {
 		c.closed = true
 		c.queue = nil
-		close(c.channel) // nobody sends to it any more: that takes c.mu and !c.closed
+		close(c.channel) // nobody sends to it from now on: that takes c.mu and !c.closed
 	}
 	c.mu.Unlock()
 

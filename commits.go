@@ -1,8 +1,11 @@
 package topics
 
 import (
+	"runtime"
 	"sync"
 	"time"
+
+	"github.com/pocketbase/pocketbase/core"
 )
 
 // commitPatience is how long a message waits for the end of a transaction
@@ -17,8 +20,10 @@ const commitPatience = 5 * time.Second
 type commits struct {
 	mu    sync.Mutex
 	lines map[string]*commitLine // by topic
+	guard *guard
 
-	// the goroutines that wait for commitPatience
+	// the goroutines that wait for commitPatience, or go on after a transaction
+	// whose end is not told
 	end     sync.Once
 	stop    chan struct{}
 	running sync.WaitGroup
@@ -41,7 +46,7 @@ func newCommits() *commits {
 	return &commits{lines: map[string]*commitLine{}, stop: make(chan struct{})}
 }
 
-// close ends the waiting. What still arrives meets a closed broker.
+// close ends the waiting. What still arrives is refused.
 func (c *commits) close() {
 	c.end.Do(func() {
 		c.mu.Lock()
@@ -51,8 +56,17 @@ func (c *commits) close() {
 	c.running.Wait()
 }
 
-// join takes the next place. The transaction is open.
-func (c *commits) join(topic string) *place {
+// join takes the next place. The transaction, which is open, gives it up if its
+// end can be told no more, because of a panic.
+func (c *commits) join(topic string, tx *core.TxAppInfo) *place {
+	p := c.enqueue(topic)
+	if tx != nil {
+		runtime.AddCleanup(tx, (*place).abandon, p)
+	}
+	return p
+}
+
+func (c *commits) enqueue(topic string) *place {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
@@ -73,6 +87,30 @@ func (p *place) leave() {
 	p.commits.mu.Unlock()
 
 	p.commits.advance(p.topic)
+}
+
+// abandon leaves, unless that was done, or the place was taken: nobody else has
+// it any more. It does not wait, as it runs in the runtime's goroutine.
+func (p *place) abandon() {
+	c := p.commits
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	if p.gone || p.send != nil {
+		return
+	}
+	p.gone = true
+	c.start(func() { c.advance(p.topic) })
+}
+
+// start runs f in a goroutine, unless the waiting is over. c.mu is held.
+func (c *commits) start(f func()) {
+	select {
+	case <-c.stop:
+	default:
+		c.running.Go(func() { _ = c.guard.run("sending after a transaction", f) })
+	}
 }
 
 // arrive sends when all places before have arrived or are gone, in whichever
@@ -106,13 +144,8 @@ func (p *place) occupy(send func()) (late bool) {
 			open = append(open, before)
 		}
 	}
-	select {
-	case <-c.stop:
-		return false
-	default:
-	}
 	if len(open) > 0 {
-		c.running.Go(func() { c.giveUp(p.topic, open) })
+		c.start(func() { c.giveUp(p.topic, open) })
 	}
 	return false
 }
@@ -147,7 +180,7 @@ func (c *commits) advance(topic string) {
 	}
 }
 
-// sendOne lets the others advance if the broker panics.
+// sendOne lets the others advance after a panic.
 func (c *commits) sendOne(topic string, send func()) {
 	sent := false
 	defer func() {
@@ -181,7 +214,9 @@ func (c *commits) next(topic string, first bool) func() {
 		line.places = line.places[1:]
 		if !p.gone {
 			line.sending = true
-			return p.send
+			send := p.send
+			p.gone, p.send = true, nil
+			return send
 		}
 	}
 	line.sending = false

@@ -16,7 +16,7 @@ func TestCommitsKeepTheirOrder(t *testing.T) {
 		var sent []string
 		send := func(what string) func() { return func() { sent = append(sent, what) } }
 
-		first, second, third, other := c.join("a"), c.join("a"), c.join("a"), c.join("b")
+		first, second, third, other := c.join("a", nil), c.join("a", nil), c.join("a", nil), c.join("b", nil)
 		third.arrive(send("third"))
 		other.arrive(send("other"))
 		require.Equal(t, []string{"other"}, sent, "another topic's line")
@@ -51,7 +51,7 @@ func TestCommitsDoNotWaitForever(t *testing.T) {
 			return slices.Clone(list)
 		}
 
-		late, next := c.join("a"), c.join("a")
+		late, next := c.join("a", nil), c.join("a", nil)
 		next.arrive(send("next"))
 		require.Empty(t, sent())
 		time.Sleep(commitPatience)
@@ -60,12 +60,12 @@ func TestCommitsDoNotWaitForever(t *testing.T) {
 		late.arrive(send("late"))
 		require.Equal(t, []string{"next", "late"}, sent())
 
-		c.join("a").arrive(send("again"))
+		c.join("a", nil).arrive(send("again"))
 		require.Equal(t, "again", sent()[2])
 		require.Empty(t, c.lines)
 
 		// the wait ends with the app
-		_, stuck := c.join("b"), c.join("b")
+		_, stuck := c.join("b", nil), c.join("b", nil)
 		stuck.arrive(send("never"))
 		start := time.Now()
 		c.close()
@@ -75,15 +75,15 @@ func TestCommitsDoNotWaitForever(t *testing.T) {
 	})
 }
 
-func TestAPanicOfTheBrokerEndsNothingElse(t *testing.T) {
+func TestAPanicWhileSendingEndsNothingElse(t *testing.T) {
 	c := newCommits()
-	require.Panics(t, func() { c.join("a").arrive(func() { panic("broker") }) })
+	require.Panics(t, func() { c.join("a", nil).arrive(func() { panic("sending") }) })
 	sent := false
-	c.join("a").arrive(func() { sent = true })
+	c.join("a", nil).arrive(func() { sent = true })
 	require.True(t, sent)
 
 	rs := newRepeats()
-	require.Panics(t, func() { _, _ = rs.once(repeatKey{key: "k"}, func() (string, error) { panic("broker") }) })
+	require.Panics(t, func() { _, _ = rs.once(repeatKey{key: "k"}, func() (string, error) { panic("sending") }) })
 	id, err := rs.once(repeatKey{key: "k"}, func() (string, error) { return "1", nil })
 	require.NoError(t, err)
 	require.Equal(t, "1", id)

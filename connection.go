@@ -1,9 +1,10 @@
 package topics
 
 import (
+	"context"
 	"errors"
 	"net/http"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -12,14 +13,12 @@ import (
 // connection handler inside of a write, where it sees neither its timers nor a
 // closed channel.
 type connection struct {
-	timeout time.Duration
+	timeout     time.Duration
+	response    *http.ResponseController
+	inUse       gate // the response may not be touched after its handler has returned
+	interrupted atomic.Bool
 
-	// mu is held while setting the deadline, which does not block: it makes
-	// sure that the response is not touched after its handler has returned.
-	mu          sync.Mutex
-	response    *http.ResponseController // nil after release
-	armedAt     time.Time
-	interrupted bool
+	armedAt time.Time // of the handler's goroutine
 }
 
 func newConnection(w http.ResponseWriter, timeout time.Duration) *connection {
@@ -29,10 +28,7 @@ func newConnection(w http.ResponseWriter, timeout time.Duration) *connection {
 // arm gives the following write the whole timeout (less a tenth, so that a
 // busy connection does not set a deadline for each message).
 func (c *connection) arm() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-
-	if c.interrupted || c.response == nil {
+	if c.interrupted.Load() {
 		return errClosed
 	}
 
@@ -45,27 +41,36 @@ func (c *connection) arm() error {
 	return c.setDeadline(now.Add(c.timeout))
 }
 
+// extend gives a write that is blocked, but whose bytes flow, the whole timeout
+// again.
+func (c *connection) extend() {
+	_ = c.setDeadline(time.Now().Add(c.timeout)) // then the old one holds
+}
+
 // interrupt ends a write that is blocked, and all later ones.
 func (c *connection) interrupt() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-
-	c.interrupted = true
-	if c.response != nil {
-		_ = c.setDeadline(time.Unix(1, 0)) // the connection is lost anyway
-	}
+	c.interrupted.Store(true)
+	_ = c.setDeadline(past) // the connection is lost anyway
 }
 
-// release must be called before the connection's handler returns.
+// release must be called once, before the connection's handler returns.
 func (c *connection) release() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-
-	c.response = nil
+	c.inUse.close()
+	c.inUse.wait(context.Background())
 }
+
+var past = time.Unix(1, 0)
 
 func (c *connection) setDeadline(t time.Time) error {
+	if !c.inUse.enter() {
+		return errClosed
+	}
+	defer c.inUse.leave()
+
 	err := c.response.SetWriteDeadline(t)
+	if c.interrupted.Load() {
+		_ = c.response.SetWriteDeadline(past) // not the later one, whichever came last
+	}
 	if errors.Is(err, http.ErrNotSupported) {
 		return nil // httptest recorders and the like, as core does it
 	}

@@ -73,19 +73,24 @@ func (p *presence) run() {
 
 		now := time.Now()
 		for _, d := range p.take(now) {
-			switch {
-			case d.attendee != nil:
-				p.ended(d.attendee, now)
-			case d.occupancy != nil:
-				p.vacated(d.occupancy)
-			case d.restored:
-				p.endRestore()
-			case d.alive:
-				p.stayAlive()
-			case d.flush != "":
-				p.flushQueued(d.flush)
-			}
+			_ = p.guard.run("presence", func() { p.over(d, now) })
 		}
+	}
+}
+
+// over does what a deadline is for.
+func (p *presence) over(d *deadline, now time.Time) {
+	switch {
+	case d.attendee != nil:
+		p.ended(d.attendee, now)
+	case d.occupancy != nil:
+		p.vacated(d.occupancy)
+	case d.restored:
+		p.endRestore()
+	case d.alive:
+		p.stayAlive()
+	case d.flush != "":
+		p.flushQueued(d.flush)
 	}
 }
 

@@ -25,33 +25,66 @@ const (
 	silentFraction = 5
 )
 
-// deadPeer finds out that a connection's network is gone.
+// A client that reads slowly lets a write block for longer than the timeout,
+// though its bytes flow: the system takes more of it only when a third of its
+// buffer, of up to some megabytes, is free. So the system is asked about that
+// too while a write blocks.
+
+// flowing is how many bytes a client has to take within the write timeout for
+// its connection to be alive.
+const flowing = 1 << 10
+
+// deadPeer finds out that a connection's network is gone, and that a write
+// which blocks goes on.
 type deadPeer struct {
 	tcp    *net.TCPConn
 	period time.Duration
 	found  func()
+	flows  func() // nil where the connection has other streams
 
-	armed atomic.Bool
+	armed   atomic.Bool
+	writes  atomic.Bool   // a write is going on
+	reached atomic.Uint64 // bytes that were acknowledged when they flowed last
 
-	mu      sync.Mutex // never held while calling found
+	mu      sync.Mutex // not held while asking the system or calling found
 	timer   *time.Timer
 	silent  int
 	stopped bool
 }
 
 // newDeadPeer returns nil where the system cannot be asked.
-func newDeadPeer(r *http.Request, timeout time.Duration, found func()) *deadPeer {
+func newDeadPeer(r *http.Request, timeout time.Duration, found, flows func()) *deadPeer {
 	tcp := tcpOf(r)
 	if tcp == nil || !knowsAcks {
 		return nil
 	}
-	return &deadPeer{tcp: tcp, period: timeout / silentFraction, found: found}
+	if r.ProtoMajor != 1 {
+		flows = nil
+	}
+	return &deadPeer{tcp: tcp, period: timeout / silentFraction, found: found, flows: flows}
+}
+
+// writing has to be called before each write.
+func (d *deadPeer) writing() {
+	if d == nil {
+		return
+	}
+	d.writes.Store(true)
+	d.watch()
 }
 
 // written has to be called after each flush. It costs nothing while an earlier
 // one is looked after.
 func (d *deadPeer) written() {
-	if d == nil || d.armed.Load() {
+	if d == nil {
+		return
+	}
+	d.writes.Store(false)
+	d.watch()
+}
+
+func (d *deadPeer) watch() {
+	if d.armed.Load() {
 		return
 	}
 	d.mu.Lock()
@@ -80,24 +113,41 @@ func (d *deadPeer) check() {
 		d.mu.Unlock()
 		return
 	}
+	d.mu.Unlock()
+
 	d.armed.Store(false) // before the question: a write after it arms again
-	waits, since := acknowledged(d.tcp)
+	a := acknowledged(d.tcp)
+	if last := d.reached.Load(); a.bytes >= last+flowing {
+		d.reached.Store(a.bytes)
+		if d.writes.Load() && d.flows != nil {
+			d.flows()
+		}
+	}
+
+	d.mu.Lock()
 	switch {
-	case !waits:
-		d.silent = 0
-	case since < d.period:
+	case a.waits && a.since >= d.period:
+		d.silent++
+		d.arm()
+	case a.waits || d.writes.Load():
 		d.silent = 0
 		d.arm()
 	default:
-		d.silent++
-		d.arm()
+		d.silent = 0
 	}
-	dead := d.silent >= silentChecks
+	dead := d.silent >= silentChecks && !d.stopped
 	d.mu.Unlock()
 
 	if dead {
 		d.found()
 	}
+}
+
+// acks is what the system knows of a connection's acknowledgements.
+type acks struct {
+	waits bool          // something that was sent has none
+	since time.Duration // the last one
+	bytes uint64        // in all
 }
 
 // stop has to be called before the connection's handler returns.

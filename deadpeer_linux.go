@@ -9,20 +9,19 @@ import (
 
 const knowsAcks = true
 
-// acknowledged reports whether something that was sent waits for its
-// acknowledgement, and how long ago the last one came (tcp(7), TCP_INFO). What
-// a client has no room for is not sent, so it waits for nothing.
-func acknowledged(c *net.TCPConn) (waits bool, since time.Duration) {
+// acknowledged asks the system (tcp(7), TCP_INFO). What a client has no room for
+// is not sent, so it waits for nothing.
+func acknowledged(c *net.TCPConn) acks {
 	raw, err := c.SyscallConn()
 	if err != nil {
-		return false, 0
+		return acks{}
 	}
 	var info *unix.TCPInfo
 	controlled := raw.Control(func(fd uintptr) {
 		info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
 	})
 	if controlled != nil || err != nil {
-		return false, 0 // it is closed
+		return acks{} // it is closed
 	}
-	return info.Unacked > 0, time.Duration(info.Last_ack_recv) * time.Millisecond
+	return acks{waits: info.Unacked > 0, since: time.Duration(info.Last_ack_recv) * time.Millisecond, bytes: info.Bytes_acked}
 }

@@ -27,6 +27,9 @@ type asker struct {
 	// to who it is: a guest.
 	info func() (*core.RequestInfo, error)
 
+	// ctx ends the queries, unless nil
+	ctx context.Context
+
 	// verified, unless nil, is set when a plan has let in the account, which it
 	// does only if that is there with its token key.
 	verified *bool
@@ -44,8 +47,17 @@ func (who asker) isSuperuser() bool {
 	return who.collection != nil && who.collection.Name == core.CollectionNameSuperusers
 }
 
-// decide answers nil if who may do a with topic.
-func (p *Plugin) decide(app core.App, a action, topic string, who asker) *denial {
+// decide answers nil if who may do a with topic. A panic, such as one of the
+// app's own functions, is a rule that cannot be evaluated.
+func (p *Plugin) decide(app core.App, a action, topic string, who asker) (d *denial) {
+	if err := recovered(func() { d = p.decideRule(app, a, topic, who) }); err != nil {
+		return denyRuleError(err)
+	}
+	return d
+}
+
+func (p *Plugin) decideRule(app core.App, a action, topic string, who asker) *denial {
+	who.ctx = p.life
 	if !validTopic(topic) {
 		return denyMalformed()
 	}
@@ -69,6 +81,14 @@ func (p *Plugin) decide(app core.App, a action, topic string, who asker) *denial
 		return denyRule(a)
 	}
 	return nil
+}
+
+// decideSafely is decideGrant, with a panic for a rule that cannot be evaluated.
+func (p *Plugin) decideSafely(g *grant) (o outcome) {
+	if err := recovered(func() { o = p.decideGrant(g) }); err != nil {
+		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
+	}
+	return o
 }
 
 // decideGrant decides whether a subscription, or its view of the members, may
@@ -233,7 +253,11 @@ func (d *definition) allows(app core.App, a action, topic string, who asker) (bo
 		return true, nil
 	}
 
-	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
+	ctx := who.ctx
+	if ctx == nil {
+		ctx = context.Background()
+	}
+	ctx, cancel := context.WithTimeout(ctx, decisionTimeout)
 	defer cancel()
 
 	if text != "" {

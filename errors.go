@@ -7,8 +7,8 @@ import (
 	validation "github.com/pocketbase/ozzo-validation/v4"
 )
 
-// Errors that [Register], [Notify] and [Broker] implementations return.
-// They come wrapped: test for them with [errors.Is].
+// Errors that [Register], [Notify] and the other functions return. They come
+// wrapped: test for them with [errors.Is].
 var (
 	// ErrNotRegistered says that the app has no topics plugin: call
 	// [MustRegister] with the same app first.
@@ -98,6 +98,7 @@ const (
 	// of the log
 	codeSlowConsumer = "slow_consumer"
 	codeWriteTimeout = "write_timeout"
+	codePanic        = "panic_recovered"
 
 	codeTopicRequired   = "topic_required"
 	codeBodyInvalid     = "body_invalid"

@@ -1,7 +1,6 @@
 package topics
 
 import (
-	"context"
 	"sync"
 	"time"
 
@@ -23,12 +22,14 @@ const (
 // PocketBase's broker by itself. Their type is not ours: Send may block, and
 // only they know their subscriptions. So a goroutine that runs while there is
 // something to do asks each of them, and each has a forwarder of its own, so
-// that one that blocks holds up nobody.
+// that one that blocks holds up nobody. Their methods are the app's code: no
+// lock is held while calling them, and a panic ends nothing else.
 type foreignClients struct {
 	broker *subscriptions.Broker
 	limits foreignLimits
 	grants *grants
 	onSlow func(clientID string)
+	guard  *guard
 
 	running sync.WaitGroup // all goroutines
 
@@ -88,7 +89,13 @@ func (fc *foreignClients) queue(m Message, data dataLine) {
 
 	if !fc.sweeping {
 		fc.sweeping = true
-		fc.running.Go(fc.sweepAll)
+		fc.running.Go(func() {
+			if fc.guard.run("clients of the app's own code", fc.sweepAll) != nil {
+				fc.mu.Lock()
+				fc.sweeping = false // the next message starts again
+				fc.mu.Unlock()
+			}
+		})
 	}
 }
 
@@ -123,12 +130,13 @@ func (fc *foreignClients) sweep(messages []foreignMessage, overflown bool) {
 					fc.evict(c)
 					continue
 				}
+				id := c.Id()
 				for _, m := range messages {
-					if c.Id() == m.except {
+					if id == m.except {
 						continue
 					}
 					for key := range c.Subscriptions(m.topic + "?") {
-						if !fc.mayReceive(c.Id(), key) {
+						if !fc.mayReceive(id, key) {
 							continue
 						}
 						fc.send(c, subscriptions.Message{Name: key, Data: m.data})
@@ -144,6 +152,8 @@ func (fc *foreignClients) sweep(messages []foreignMessage, overflown bool) {
 
 // send queues one message for one foreign client.
 func (fc *foreignClients) send(c subscriptions.Client, m subscriptions.Message) {
+	id := c.Id()
+
 	fc.mu.Lock()
 	defer fc.mu.Unlock()
 
@@ -151,10 +161,10 @@ func (fc *foreignClients) send(c subscriptions.Client, m subscriptions.Message) 
 		return
 	}
 
-	f := fc.forwarders[c.Id()]
+	f := fc.forwarders[id]
 	if f == nil {
-		f = &forwarder{client: c, done: make(chan struct{})}
-		fc.forwarders[c.Id()] = f
+		f = &forwarder{id: id, client: c, done: make(chan struct{})}
+		fc.forwarders[id] = f
 		fc.running.Go(func() { fc.forward(f) })
 	}
 	if f.slow {
@@ -171,6 +181,8 @@ func (fc *foreignClients) send(c subscriptions.Client, m subscriptions.Message) 
 
 // evict closes a client that a sweep has left behind.
 func (fc *foreignClients) evict(c subscriptions.Client) {
+	id := c.Id()
+
 	fc.mu.Lock()
 	defer fc.mu.Unlock()
 
@@ -178,9 +190,9 @@ func (fc *foreignClients) evict(c subscriptions.Client) {
 		return
 	}
 
-	f := fc.forwarders[c.Id()]
+	f := fc.forwarders[id]
 	if f == nil {
-		f = &forwarder{client: c, done: make(chan struct{})}
+		f = &forwarder{id: id, client: c, done: make(chan struct{})}
 		close(f.done)
 	}
 	if !f.slow {
@@ -193,15 +205,18 @@ func (fc *foreignClients) closeSlow(f *forwarder) {
 	f.slow, f.waiting = true, nil
 
 	fc.running.Go(func() {
-		f.drain(fc.limits.timeout)
-		fc.broker.Unregister(f.client.Id())
-		fc.onSlow(f.client.Id())
+		_ = fc.guard.run("closing a client of the app's own code", func() {
+			f.drain(fc.limits.timeout)
+			fc.broker.Unregister(f.id)
+			fc.onSlow(f.id)
+		})
 	})
 }
 
 // forwarder sends to one foreign client, for as long as it has messages. Its
 // fields are guarded by foreignClients.mu.
 type forwarder struct {
+	id      string
 	client  subscriptions.Client
 	waiting []subscriptions.Message
 	bytes   int
@@ -215,7 +230,7 @@ func (fc *foreignClients) forward(f *forwarder) {
 	for {
 		fc.mu.Lock()
 		if fc.closed || len(f.waiting) == 0 {
-			delete(fc.forwarders, f.client.Id())
+			delete(fc.forwarders, f.id)
 			fc.mu.Unlock()
 			return
 		}
@@ -224,9 +239,11 @@ func (fc *foreignClients) forward(f *forwarder) {
 		f.bytes -= len(m.Data)
 		fc.mu.Unlock()
 
-		if !f.client.IsDiscarded() {
-			f.client.Send(m)
-		}
+		_ = fc.guard.run("sending to a client of the app's own code", func() {
+			if !f.client.IsDiscarded() {
+				f.client.Send(m)
+			}
+		})
 	}
 }
 
@@ -252,8 +269,9 @@ func (f *forwarder) drain(timeout time.Duration) {
 	}
 }
 
-// close stops all goroutines and waits for them until ctx is done.
-func (fc *foreignClients) close(ctx context.Context) {
+// close stops all goroutines and waits for them. A client whose methods hang
+// keeps it from returning.
+func (fc *foreignClients) close() {
 	fc.mu.Lock()
 	fc.closed = true
 	stuck := make([]*forwarder, 0, len(fc.forwarders))
@@ -263,19 +281,11 @@ func (fc *foreignClients) close(ctx context.Context) {
 	fc.mu.Unlock()
 
 	for _, f := range stuck {
-		fc.running.Go(func() { f.drain(fc.limits.timeout) })
+		fc.running.Go(func() {
+			_ = fc.guard.run("closing a client of the app's own code", func() { f.drain(fc.limits.timeout) })
+		})
 	}
-
-	done := make(chan struct{})
-	go func() {
-		fc.running.Wait()
-		close(done)
-	}()
-
-	select {
-	case <-done:
-	case <-ctx.Done():
-	}
+	fc.running.Wait()
 }
 
 // foreignHold is a subscription of a foreign client that an HTTP request made.
@@ -291,6 +301,7 @@ var _ holder = (*foreignHold)(nil)
 
 // setGrants replaces what a foreign client holds.
 func (fc *foreignClients) setGrants(c subscriptions.Client, keys []string, admitted map[string]*admission) {
+	id := c.Id()
 	fresh := make(map[string]*foreignHold, len(keys))
 	for _, key := range keys {
 		var g *grant
@@ -304,11 +315,11 @@ func (fc *foreignClients) setGrants(c subscriptions.Client, keys []string, admit
 	}
 
 	fc.mu.Lock()
-	old := fc.holds[c.Id()]
+	old := fc.holds[id]
 	if len(fresh) > 0 {
-		fc.holds[c.Id()] = fresh
+		fc.holds[id] = fresh
 	} else {
-		delete(fc.holds, c.Id())
+		delete(fc.holds, id)
 	}
 	fc.mu.Unlock()
 

@@ -17,6 +17,9 @@ type frame struct {
 
 	// enveloped: the entry's envelope is around the data
 	enveloped bool
+
+	// record: PocketBase or Go code sends it, not a topic
+	record bool
 }
 
 // heartbeat is the frame that becomes an event stream comment.
@@ -28,7 +31,8 @@ func newFrame(m subscriptions.Message) frame {
 
 func (f frame) isHeartbeat() bool { return f.event == nil }
 
-// size is what the frame counts against [Config.QueueBytes].
+// size is what the frame counts against [Config.QueueBytes], or a record
+// against [Config.RecordQueueBytes].
 func (f frame) size() int {
 	if f.isHeartbeat() {
 		return 0

@@ -104,6 +104,7 @@ type grants struct {
 	revoked func(g *grant, o outcome) // called when subscriptions are taken back
 	sweep   time.Duration             // 0 for none
 	watches *watches
+	guard   *guard
 
 	mu    sync.Mutex
 	all   map[grantKey]*grant
@@ -141,9 +142,23 @@ func newGrants(rules *rules, sweep time.Duration) *grants {
 
 // close ends the deciding goroutine and waits for it.
 func (gs *grants) close() {
+	gs.halt()
+	gs.running.Wait()
+}
+
+// halt lets no decision count that takes something back.
+func (gs *grants) halt() {
 	gs.end.Do(func() { close(gs.stop) })
 	gs.start.Do(func() {}) // it is not started any more
-	gs.running.Wait()
+}
+
+func (gs *grants) halted() bool {
+	select {
+	case <-gs.stop:
+		return true
+	default:
+		return false
+	}
 }
 
 // touched reports whether something has touched the grant since it let in.
@@ -352,9 +367,7 @@ func (gs *grants) decideAll(list []*grant) {
 
 	for _, g := range list {
 		group.Go(func() error {
-			select {
-			case <-gs.stop:
-			default:
+			if !gs.halted() {
 				gs.decideAgain(g)
 			}
 			return nil
@@ -363,9 +376,17 @@ func (gs *grants) decideAll(list []*grant) {
 	_ = group.Wait() // the functions return no error
 }
 
-// decideAgain decides an open grant anew and lets its subscriptions know.
+// decideAgain decides an open grant anew and lets its subscriptions know. After
+// a panic the grant stays stale, so that nothing is sent by it.
 func (gs *grants) decideAgain(g *grant) {
+	_ = gs.guard.run("deciding", func() { gs.decideAndTell(g) }) // it is logged
+}
+
+func (gs *grants) decideAndTell(g *grant) {
 	o, marked := gs.decideNow(g)
+	if o.denial != nil && gs.halted() {
+		return // it may have failed because the app terminates
+	}
 
 	holders := gs.holders(g)
 	if o.denial != nil && len(holders) > 0 && g.denies(marked) {

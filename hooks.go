@@ -77,11 +77,14 @@ func (p *Plugin) onConnect(e *core.RealtimeConnectRequestEvent) error {
 	c := newClient(e.Client, p.hub, p.grants, e.Response, clientLimits{
 		messages:     p.config.QueueMessages,
 		bytes:        p.config.QueueBytes,
+		recordBytes:  p.config.RecordQueueBytes,
 		writeTimeout: p.config.WriteTimeout,
 		heartbeat:    p.config.Heartbeat,
 	}, p.logClosed(e.App))
 
-	c.peer = newDeadPeer(e.Request, p.config.WriteTimeout, c.closeDead)
+	c.peer = newDeadPeer(e.Request, p.config.WriteTimeout, func() {
+		_ = p.guard.run("closing a dead connection", c.closeDead) // it is logged
+	}, c.conn.extend)
 	defer c.peer.stop()
 
 	p.hub.clients.Store(c, struct{}{})

@@ -89,12 +89,18 @@ func (p *Plugin) logClosed(app core.App) func(*client, string) {
 			return
 		}
 		p.counters.slowConsumers.Add(1)
+		topics, records := c.queued()
 		app.Logger().Warn(
 			"Closed a realtime connection because its client did not keep up (slow consumer)",
 			"code", code,
 			"clientId", c.id,
+			"queuedMessages", topics.messages,
 			"queueMessages", p.config.QueueMessages,
+			"queuedBytes", topics.bytes,
 			"queueBytes", p.config.QueueBytes,
+			"queuedRecords", records.messages,
+			"queuedRecordBytes", records.bytes,
+			"recordQueueBytes", p.config.RecordQueueBytes,
 		)
 	}
 }

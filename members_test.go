@@ -100,6 +100,7 @@ func TestAnEndOfOccupancyIsUndone(t *testing.T) {
 		told <- c.kind
 		return nil
 	}
+	calls.wantsTopics.Store(true)
 	calls.occupied.BindFunc(func(*TopicEvent) error { return nil })
 	p := newPresence(newHub(), nil, calls, nil, Config{}.withDefaults())
 	p.start.Do(func() {}) // the test is the goroutine
@@ -120,7 +121,7 @@ func TestAnEndOfOccupancyIsUndone(t *testing.T) {
 	require.Empty(t, p.occupied)
 	require.Empty(t, told)
 	calls.close()
-	calls.wait(context.Background())
+	calls.running.Wait()
 }
 
 // Many clients come, go, lose their rights and get them back. At the end nothing
@@ -133,7 +134,9 @@ func TestNothingIsLeftOfMembers(t *testing.T) {
 	calls := newHookCalls()
 	calls.trigger = func(call) error { return nil }
 	calls.failed = func(call, error) {}
+	calls.wantsTopics.Store(true)
 	calls.occupied.BindFunc(func(*TopicEvent) error { return nil })
+	calls.wantsMembers.Store(true)
 	calls.joined.BindFunc(func(*MemberEvent) error { return nil })
 	p := newPresence(h, gs, calls, nil, Config{PresenceGrace: 5 * time.Millisecond, PresenceSnapshot: 5}.withDefaults())
 	h.identify = func(*client, string) *identity { return &identity{guest: true} }

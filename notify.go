@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -60,7 +59,7 @@ const maxExcept = 255
 // It returns, wrapped, [ErrNotRegistered], [ErrClosed], [ErrMalformedTopic],
 // [ErrReservedTopic], [ErrInvalidPayload], [ErrPayloadTooLarge],
 // [ErrReservedPayload], [ErrDuplicateKey], [ErrInvalidEvent], [ErrInvalidExcept]
-// or [ErrTransactionOver], or what [Config.Broker] returns; in each case nothing is sent.
+// or [ErrTransactionOver]; in each case nothing is sent.
 func Notify(app core.App, topic string, data any, opts ...NotifyOption) error {
 	p := From(app)
 	if p == nil {
@@ -105,7 +104,7 @@ func (p *Plugin) Notify(app core.App, topic string, data any, opts ...NotifyOpti
 		return fmt.Errorf("%w: %q", ErrInvalidExcept, clip(o.except))
 	}
 
-	return p.send(app, Message{
+	_, err = p.send(app, Message{
 		// a history keeps them, and they may be parts of something large
 		Topic:  strings.Clone(topic),
 		Event:  strings.Clone(o.event),
@@ -113,6 +112,7 @@ func (p *Plugin) Notify(app core.App, topic string, data any, opts ...NotifyOpti
 		Data:   raw,
 		Time:   time.Now(),
 	})
+	return err
 }
 
 func validEvent(name string) bool { return len(name) <= maxEvent && utf8.ValidString(name) }
@@ -154,20 +154,21 @@ func hasControlKey(raw []byte) bool {
 	return has
 }
 
-// send expects a checked message.
-func (p *Plugin) send(app core.App, m Message) error {
+// send expects a checked message. It returns the id that the message has in the
+// topic's history, which is not known yet inside of a transaction.
+func (p *Plugin) send(app core.App, m Message) (id string, err error) {
 	tx := app.TxInfo()
 	if tx == nil {
-		return p.config.Broker.Publish(m)
+		return p.publish(m)
 	}
 
 	// a callback that is added to an ended transaction would never be called
 	// (or, from inside of such a callback, wait for itself)
 	if err := checkTransaction(app); err != nil {
-		return err
+		return "", err
 	}
 
-	place := p.commits.join(m.Topic)
+	place := p.commits.join(m.Topic, tx)
 	tx.OnComplete(func(txErr error) error {
 		if txErr != nil {
 			place.leave()
@@ -177,9 +178,9 @@ func (p *Plugin) send(app core.App, m Message) error {
 		// also if it was the first thing in it
 		p.writes.flush(tx)
 		place.arrive(func() {
-			if err := p.config.Broker.Publish(m); err != nil {
+			if _, err := p.publish(m); err != nil {
 				// an error here would look as if the commit had failed
-				app.Logger().Error(
+				p.outerApp().Logger().Error(
 					"Failed to send a realtime message after its transaction",
 					"topic", m.Topic,
 					"error", err.Error(),
@@ -189,7 +190,7 @@ func (p *Plugin) send(app core.App, m Message) error {
 		return nil
 	})
 
-	return nil
+	return "", nil
 }
 
 func checkTransaction(app core.App) error {
@@ -206,43 +207,5 @@ func checkTransaction(app core.App) error {
 		return fmt.Errorf("topics: the app's transaction cannot be used: %w", err)
 	}
 
-	return nil
-}
-
-// deliver is the broker's handler: the message goes to every subscriber of
-// this process who still may receive it.
-func (p *Plugin) deliver(m Message) error {
-	// A few stale grants are decided here, so that a subscriber has the message
-	// exactly if the rule lets it have it now. Many would keep the publisher
-	// waiting: their messages are held back and follow.
-	stale := p.hub.stale(m.Topic, inlineDecisions+1)
-	if len(stale) <= inlineDecisions {
-		for _, g := range stale {
-			p.grants.decideAgain(g)
-		}
-	} else {
-		p.grants.markDirty(p.hub.stale(m.Topic, math.MaxInt)...)
-	}
-
-	r, err := p.retentionOf(m.Topic)
-	if err != nil {
-		// it could not be said whether the message is to be kept
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-
-	p.counters.published.Add(1)
-	id, slow, err := p.hub.publish(m, p.foreign, r)
-	if err != nil {
-		return err
-	}
-	if m.id != nil {
-		*m.id = id
-	}
-	for _, c := range slow {
-		c.closeSlow()
-	}
-	if r.keeps() {
-		p.history.evict()
-	}
 	return nil
 }

@@ -14,7 +14,7 @@ type occupancy struct {
 // occupy notes that a topic has subscribers, if the app wants to know. The
 // shard's lock is held.
 func (p *presence) occupy(topic string) {
-	if !p.calls.wantsTopics() {
+	if !p.calls.wantsTopics.Load() {
 		return
 	}
 	p.mu.Lock()
@@ -32,7 +32,7 @@ func (p *presence) occupy(topic string) {
 // vacate notes that a topic has lost its last subscriber. The shard's lock is
 // held.
 func (p *presence) vacate(topic string) {
-	if !p.calls.wantsTopics() {
+	if !p.calls.wantsTopics.Load() {
 		return
 	}
 	p.mu.Lock()

@@ -39,8 +39,10 @@
 // # Concurrency
 //
 // All functions and methods are safe for concurrent use. No lock is held
-// while calling into PocketBase or the app's code. The plugin's goroutines
-// end, and are waited for, when the app terminates.
+// while calling PocketBase, the app's code or its log. (Subscribe requests of
+// one client wait for each other.) A panic of that code ends nothing else, and
+// gives nobody access. When the app terminates, the plugin's goroutines end,
+// and are waited for, for at most [Config.WriteTimeout].
 package topics
 
 import (
@@ -79,8 +81,9 @@ type Config struct {
 	// as a slow consumer. Default 1 MiB; must leave room for one message.
 	QueueBytes int
 
-	// WriteTimeout is how long one write to a client may block before its
-	// connection is closed. Default 10 seconds.
+	// WriteTimeout is how long one write to a client may block, on Linux without
+	// any progress, before its connection is closed. It is also the longest time
+	// that the plugin takes to end when the app terminates. Default 10 seconds.
 	WriteTimeout time.Duration
 
 	// Heartbeat is the pause after which a quiet connection gets an event
@@ -193,17 +196,15 @@ type Config struct {
 	// docs/operating.md. Default 1,000, -1 for no limit.
 	MaxConnectionsPerAddress int
 
-	// RecordQueueBytes is how many bytes of PocketBase's own record events may
-	// wait for one client beside its queue, before it is closed. Default 16 MiB.
+	// RecordQueueBytes is how many bytes of PocketBase's own record events, and of
+	// what Go code sends to a client directly, may wait for one client before it
+	// is closed as a slow consumer; and at most one message for each 256 of them.
+	// They do not count against QueueMessages and QueueBytes. Default 16 MiB.
 	RecordQueueBytes int
 
 	// LogLines is how many lines a minute clients may provoke in the app's log.
 	// Beyond it, one line says how many were left out. Default 60.
 	LogLines int
-
-	// Broker carries each message to the hub of every server process. Default
-	// nil: messages stay in this process.
-	Broker Broker
 }
 
 const minQueueBytes = 4 << 10
@@ -267,9 +268,6 @@ func (c Config) withDefaults() Config {
 		if *limit.field == 0 {
 			*limit.field = limit.standard
 		}
-	}
-	if c.Broker == nil {
-		c.Broker = new(localBroker)
 	}
 	return c
 }
@@ -360,9 +358,18 @@ type Plugin struct {
 	commits  *commits
 	repeats  *repeats
 	logs     *logLimiter
-	closed   atomic.Bool
-
+	guard    *guard
 	counters counters
+
+	closed atomic.Bool
+
+	// publishing has the calls that publish, and delivering those of them that
+	// are past all queries and the app's code
+	publishing, delivering gate
+
+	// life ends decisions when the app terminates
+	life    context.Context
+	endLife context.CancelFunc
 
 	// registered is the app that the plugin was given
 	registered core.App
@@ -409,6 +416,9 @@ func Register(app core.App, config Config) error {
 		commits: newCommits(),
 		repeats: newRepeats(),
 	}
+	p.life, p.endLife = context.WithCancel(context.Background())
+	p.guard = &guard{report: p.logPanic}
+	p.calls.guard, p.commits.guard, p.grants.guard = p.guard, p.guard, p.guard
 	p.calls.trigger, p.calls.failed = p.triggerCall, p.logCallError
 	p.history = newHistory(p.hub, config)
 	p.history.retention, p.history.app, p.history.failed = p.retentionOf, p.outerApp, p.logHistoryError
@@ -417,22 +427,19 @@ func Register(app core.App, config Config) error {
 		p.history.positions.disk = p.history.disk
 	}
 	p.presence = newPresence(p.hub, p.grants, p.calls, p.history.disk, config)
+	p.presence.guard = p.guard
 	p.hub.identify = p.identify
 	p.writes = newWrites(p.onWritten)
-	p.grants.decide, p.grants.revoked = p.decideGrant, p.logRevoked
+	p.grants.decide, p.grants.revoked = p.decideSafely, p.logRevoked
 	p.foreign = newForeignClients(app.SubscriptionsBroker(), p.grants, foreignLimits{
 		messages: config.QueueMessages,
 		bytes:    config.QueueBytes,
 		timeout:  config.WriteTimeout,
 	}, p.logSlowForeign(app))
+	p.foreign.guard = p.guard
 
 	if app.Store().GetOrSet(storeKey, func() any { return p }) != any(p) {
 		return ErrAlreadyRegistered
-	}
-
-	if err := config.Broker.Subscribe(p.deliver); err != nil {
-		app.Store().Remove(storeKey)
-		return fmt.Errorf("topics: Config.Broker: %w", err)
 	}
 
 	p.bindHooks(app)
@@ -465,25 +472,4 @@ func (p *Plugin) app(requestApp core.App) core.App {
 		return *serving
 	}
 	return requestApp
-}
-
-// close ends all of the plugin's goroutines and waits for them. It is safe to
-// call it more than once.
-func (p *Plugin) close(ctx context.Context, app core.App) error {
-	if p.closed.Swap(true) {
-		return nil
-	}
-
-	p.commits.close()
-	err := p.config.Broker.Close()
-	p.calls.close()
-	p.presence.close() // who goes from now on is not said to leave
-	p.hub.close()
-	p.grants.close()
-	p.foreign.close(ctx)
-	err = errors.Join(err, p.history.close(ctx, app))
-	p.rules.close()
-	p.calls.wait(ctx)
-
-	return err
 }

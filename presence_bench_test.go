@@ -273,8 +273,8 @@ func (w entryWay) measure(c *crowd) (cost entryCost) {
 }
 
 func (one *crowdClient) waits() bool {
-	messages, _ := one.queued()
-	return messages > 0
+	topics, _ := one.queued()
+	return topics.messages > 0
 }
 
 // joinedAs is what an app would send for each member itself.

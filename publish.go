@@ -110,14 +110,7 @@ func (p *Plugin) publishOnce(e *core.RequestEvent, pub publication) (string, err
 	if e.Auth != nil {
 		m.Sender = &Sender{ID: e.Auth.Id, Collection: e.Auth.Collection().Name}
 	}
-	send := func() (string, error) {
-		id := ""
-		if _, atOnce := p.config.Broker.(*localBroker); atOnce && !e.App.IsTransactional() {
-			m.id = &id
-		}
-		err := p.send(e.App, m)
-		return id, err
-	}
+	send := func() (string, error) { return p.send(e.App, m) }
 	if pub.idempotencyKey == "" {
 		return send()
 	}

@@ -2,7 +2,6 @@ package topics
 
 import (
 	"container/list"
-	"errors"
 	"sync"
 	"time"
 )
@@ -64,8 +63,6 @@ func (rs *repeats) send(r *repeat, send func() (string, error)) (id string, err 
 	id, err = send()
 	return id, err
 }
-
-var errPanicked = errors.New("topics: the broker panicked")
 
 func (rs *repeats) get(key repeatKey) (r *repeat, first bool) {
 	rs.mu.Lock()

@@ -17,6 +17,11 @@ type Stats struct {
 	QueuedMessages int `json:"queuedMessages"`
 	QueuedBytes    int `json:"queuedBytes"`
 
+	// QueuedRecords and QueuedRecordBytes are those of them that PocketBase
+	// itself sends, such as record events, or Go code does by client.Send.
+	QueuedRecords     int `json:"queuedRecords"`
+	QueuedRecordBytes int `json:"queuedRecordBytes"`
+
 	// Histories are the topics that keep messages, HistoryBytes what these take
 	// in memory, and HistoryDiskBytes what they take on the disk.
 	Histories        int `json:"histories"`
@@ -62,10 +67,12 @@ func (p *Plugin) Stats() Stats {
 		WriteTimeouts: p.counters.writeTimeouts.Load(),
 	}
 	p.hub.clients.Range(func(c, _ any) bool {
-		messages, bytes := c.(*client).queued()
+		topics, records := c.(*client).queued()
 		s.Connections++
-		s.QueuedMessages += messages
-		s.QueuedBytes += bytes
+		s.QueuedMessages += topics.messages + records.messages
+		s.QueuedBytes += topics.bytes + records.bytes
+		s.QueuedRecords += records.messages
+		s.QueuedRecordBytes += records.bytes
 		return true
 	})
 	p.history.stats(&s)

@@ -33,7 +33,7 @@ func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 	if err := c.replaceDuring(keys.admitted, e.Next); err != nil {
 		return err
 	}
-	c.tell(keys.denied)
+	c.tellDenied(keys.denied)
 
 	return nil
 }
@@ -186,14 +186,14 @@ func (o outcome) revocation(topic string) control {
 	return control{Type: "revoked", Topic: topic, Code: codeRevoked, Message: o.reason}
 }
 
-// tell sends the notices that the client has not had yet. A key that is gone
+// tellDenied sends the notices that the client has not had yet. A key that is gone
 // from the request, or allowed by now, starts anew. The caller has the turn.
-func (c *client) tell(denied []deniedKey) {
+func (c *client) tellDenied(denied []deniedKey) {
 	told := make(map[string]struct{}, len(denied))
 	for _, d := range denied {
 		told[d.key] = struct{}{}
 		if _, before := c.told[d.key]; !before && !injectsSSE(d.key) {
-			c.Send(d.notice(wantsEnvelope(d.key)))
+			c.tell(d.notice(wantsEnvelope(d.key)))
 		}
 	}
 	c.told = told

@@ -74,13 +74,18 @@ func (c *client) setReplacing(on bool, granted map[string]*admission) {
 // Subscribe implements [subscriptions.Client.Subscribe].
 func (c *client) Subscribe(keys ...string) {
 	c.Client.Subscribe(keys...)
-	identities := c.identities(keys)
+	if full := c.subscribe(keys, c.identities(keys)); full {
+		c.closeSlow()
+	}
+}
 
+// subscribe reports whether the client's queue was full.
+func (c *client) subscribe(keys []string, identities map[string]*identity) (full bool) {
 	c.subsMu.Lock()
 	defer c.subsMu.Unlock()
 
 	if c.discarded {
-		return
+		return false
 	}
 
 	want := make(map[string]struct{}, len(keys)+len(c.subs))
@@ -97,7 +102,7 @@ func (c *client) Subscribe(keys ...string) {
 			want[key] = struct{}{}
 		}
 	}
-	c.index(want, identities)
+	return c.index(want, identities)
 }
 
 // identities are which members the keys are part of to which Go code has
@@ -141,8 +146,8 @@ func (c *client) Unsubscribe(keys ...string) {
 
 // index makes the client's subscriptions in the hub those of want, without a
 // moment in which one that stays is missing. identities are those of Go
-// code's keys. It expects c.subsMu to be held.
-func (c *client) index(want map[string]struct{}, identities map[string]*identity) {
+// code's keys. It reports whether the client's queue was full. c.subsMu is held.
+func (c *client) index(want map[string]struct{}, identities map[string]*identity) (full bool) {
 	var gone []*subscription
 	for key, s := range c.subs {
 		if _, stays := want[key]; !stays {
@@ -167,7 +172,7 @@ func (c *client) index(want map[string]struct{}, identities map[string]*identity
 		s := c.subs[key]
 		if s != nil {
 			c.hear(s, a)
-			c.regrant(s, g)
+			full = !c.regrant(s, g) || full
 			c.rewatch(s, a)
 			continue
 		}
@@ -191,12 +196,13 @@ func (c *client) index(want map[string]struct{}, identities map[string]*identity
 			c.refuse(s, a.refusal)
 		}
 		if g != nil && g.identity.Load() != a.identity {
-			s.resume(g) // it was decided anew before it had this holder
+			full = !c.hub.release(s, g) || full // it was decided anew before it had this holder
 		}
 	}
 	for _, s := range gone {
 		c.unindex(s, signedIn != nil && s.grant != nil && !signedIn.sameAccount(s.grant.key.auth))
 	}
+	return full
 }
 
 // hear notes that a request has named a subscription that goes on. After a
@@ -275,12 +281,13 @@ func (c *client) refill() {
 }
 
 // regrant lets a subscription that stays live by the new decision. Without one
-// it is Go code that has subscribed to the key again, which changes nothing.
-func (c *client) regrant(s *subscription, g *grant) {
+// it is Go code that has subscribed to the key again, which changes nothing. It
+// reports false if the client's queue was full.
+func (c *client) regrant(s *subscription, g *grant) (ok bool) {
 	old := s.grant
 	switch {
 	case g == nil:
-		return
+		return true
 	case g == old:
 		c.grants.release(g) // held already
 	default:
@@ -290,7 +297,7 @@ func (c *client) regrant(s *subscription, g *grant) {
 			c.grants.drop(old, s)
 		}
 	}
-	s.resume(g)
+	return c.hub.release(s, g)
 }
 
 // resume implements [holder].
@@ -328,7 +335,7 @@ func (s *subscription) revoke(g *grant, marked uint64, o outcome) bool {
 		c.told = map[string]struct{}{}
 	}
 	c.told[s.key] = struct{}{}
-	c.Send(o.revocation(s.topic).onKey(s.key, s.options.envelope))
+	c.tell(o.revocation(s.topic).onKey(s.key, s.options.envelope))
 
 	return true
 }

@@ -295,7 +295,7 @@ func (w *watcher) revoke(g *grant, marked uint64, o outcome) bool {
 	c.subsMu.Unlock()
 
 	if held && counts {
-		c.Send(control{Type: "presence_revoked", Topic: s.topic, Code: codePresenceRevoked, Message: o.reason}.onKey(s.key, true))
+		c.tell(control{Type: "presence_revoked", Topic: s.topic, Code: codePresenceRevoked, Message: o.reason}.onKey(s.key, true))
 	}
 	return counts
 }

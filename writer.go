@@ -3,6 +3,7 @@ package topics
 import (
 	"errors"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -70,12 +71,14 @@ func (c *client) write(e *core.RealtimeMessageEvent) error {
 	}
 
 	c.writing = true
+	c.peer.writing()
 	if e.App.OnRealtimeMessageSend().Length() == 1 {
 		err = c.writeAll(e, *frames)
 	} else {
 		err = c.writeEach(e, *frames)
 	}
 	c.writing = false
+	c.peer.written()
 	if err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			c.closeDead()
@@ -83,7 +86,6 @@ func (c *client) write(e *core.RealtimeMessageEvent) error {
 		return err
 	}
 
-	c.peer.written()
 	c.flushed, c.shared = time.Now(), len(*frames) > flushBacklog
 	c.noteFlushed(*frames)
 	c.done(frames)
@@ -132,12 +134,19 @@ func (c *client) writeAll(e *core.RealtimeMessageEvent, frames []frame) error {
 			return err
 		}
 		buf = buf[:0]
-		if large {
-			if _, err := e.Response.Write(f.json()); err != nil {
+		if !large {
+			continue
+		}
+		// in pieces, so that each has the whole timeout
+		for piece := range slices.Chunk(f.json(), writeBufferSize) {
+			if err := c.conn.arm(); err != nil {
 				return err
 			}
-			buf = f.appendTail(buf)
+			if _, err := e.Response.Write(piece); err != nil {
+				return err
+			}
 		}
+		buf = f.appendTail(buf)
 	}
 	if len(buf) > 0 { // of a large frame
 		if _, err := e.Response.Write(buf); err != nil {

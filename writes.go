@@ -3,7 +3,9 @@ package topics
 import (
 	"database/sql"
 	"errors"
+	"runtime"
 	"sync"
+	"weak"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -22,8 +24,12 @@ type writes struct {
 
 	mu       sync.Mutex
 	inFlight map[rowID]*overlap
-	waiting  map[*core.TxAppInfo][]func()
+	waiting  map[transaction][]func()
 }
+
+// transaction does not keep PocketBase's from being collected: then its end,
+// which is not told after a panic, is certain.
+type transaction = weak.Pointer[core.TxAppInfo]
 
 // written is what one write has done to a collection.
 type written struct {
@@ -42,7 +48,7 @@ type rowID struct {
 // overlap counts the writes of one row that are not reported yet. Where they
 // mix, neither knows what the row held in between.
 type overlap struct {
-	tx    *core.TxAppInfo
+	tx    transaction
 	count int
 	mixed bool
 }
@@ -51,7 +57,7 @@ func newWrites(report func(written)) *writes {
 	return &writes{
 		report:   report,
 		inFlight: map[rowID]*overlap{},
-		waiting:  map[*core.TxAppInfo][]func(){},
+		waiting:  map[transaction][]func(){},
 	}
 }
 
@@ -65,23 +71,41 @@ func (ws *writes) during(app core.App, model core.Model, c *core.Collection, fie
 	}
 
 	if len(fields) == 0 {
-		if err := next(); err != nil {
-			return err
-		}
-		ws.complete(tx, func() { ws.report(w) })
-		return nil
+		written := true // a panic may have come after the write
+		defer func() {
+			if written {
+				ws.complete(tx, func() { ws.report(w) })
+			}
+		}()
+		err := next()
+		written = err == nil
+		return err
 	}
 
 	id := rowID{c.Id, model.LastSavedPK()}
+	if id.id == nil || id.id == "" {
+		id.id = model.PK() // it is created
+	}
 	ws.begin(id, tx)
+	returned := false
+	defer func() {
+		if !returned {
+			ws.complete(tx, func() {
+				ws.end(id)
+				ws.report(w)
+			})
+		}
+	}()
 	before, beforeErr := readRow(app, c, model.LastSavedPK(), fields)
 
 	if err := next(); err != nil {
+		returned = true
 		ws.end(id)
 		return err
 	}
 
 	after, afterErr := readRow(app, c, model.PK(), fields)
+	returned = true
 	for _, r := range []row{before, after} {
 		if r != nil {
 			w.rows = append(w.rows, r)
@@ -107,11 +131,11 @@ func (ws *writes) begin(id rowID, tx *core.TxAppInfo) {
 	ws.mu.Lock()
 	defer ws.mu.Unlock()
 
-	o := ws.inFlight[id]
+	o, own := ws.inFlight[id], weak.Make(tx)
 	if o == nil {
-		o = &overlap{tx: tx}
+		o = &overlap{tx: own}
 		ws.inFlight[id] = o
-	} else if tx == nil || o.tx != tx {
+	} else if tx == nil || o.tx != own {
 		o.mixed = true
 	}
 	o.count++
@@ -138,9 +162,10 @@ func (ws *writes) complete(tx *core.TxAppInfo, report func()) {
 		return
 	}
 
+	key := weak.Make(tx)
 	ws.mu.Lock()
-	isFirst := ws.waiting[tx] == nil
-	ws.waiting[tx] = append(ws.waiting[tx], report)
+	isFirst := ws.waiting[key] == nil
+	ws.waiting[key] = append(ws.waiting[key], report)
 	ws.mu.Unlock()
 
 	if isFirst {
@@ -148,15 +173,19 @@ func (ws *writes) complete(tx *core.TxAppInfo, report func()) {
 			ws.flush(tx)
 			return nil
 		})
+		runtime.AddCleanup(tx, ws.flushKey, key)
 	}
 }
 
 // flush reports all writes of a transaction that is complete. A message that
 // waits for the same transaction calls it before it is sent.
-func (ws *writes) flush(tx *core.TxAppInfo) {
+func (ws *writes) flush(tx *core.TxAppInfo) { ws.flushKey(weak.Make(tx)) }
+
+// flushKey also runs in the runtime's goroutine: it waits for nobody.
+func (ws *writes) flushKey(key transaction) {
 	ws.mu.Lock()
-	reports := ws.waiting[tx]
-	delete(ws.waiting, tx)
+	reports := ws.waiting[key]
+	delete(ws.waiting, key)
 	ws.mu.Unlock()
 
 	for _, report := range reports {
