@@ -232,7 +232,7 @@ func (d *definition) reads(app core.App, a action, topic string, auth credential
 	if b.text != nil {
 		text = *b.text
 	}
-	return readsOf(app, text, b.base, b.recordID, b.values, topic, authCollection, auth.id)
+	return readsOf(app, d.plans.schemaOf, text, b.base, b.recordID, b.values, topic, authCollection, auth.id)
 }
 
 // allows evaluates one of the definition's rules.

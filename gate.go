@@ -26,18 +26,24 @@ func (g *gate) enter() bool {
 	}
 }
 
-func (g *gate) leave() {
-	if g.inside.Add(-1) == math.MinInt64 {
+// leave reports whether the gate is closed and nobody is inside any longer.
+func (g *gate) leave() (last bool) {
+	last = g.inside.Add(-1) == math.MinInt64
+	if last {
 		close(g.empty)
 	}
+	return last
 }
 
-// close refuses new calls. It must be called once.
-func (g *gate) close() {
+// close refuses new calls, and reports whether nobody is inside. It must be
+// called once.
+func (g *gate) close() (empty bool) {
 	g.empty = make(chan struct{})
-	if g.inside.Add(math.MinInt64) == math.MinInt64 {
+	empty = g.inside.Add(math.MinInt64) == math.MinInt64
+	if empty {
 		close(g.empty)
 	}
+	return empty
 }
 
 // wait waits until ctx is done for the calls inside of a closed gate, and

@@ -141,6 +141,9 @@ func (p *Plugin) rulesChanged() {
 
 func (p *Plugin) onWrite(e *core.ModelEvent) error {
 	c := collectionOf(e.App, e.Model)
+	if c == nil && p.isAuxiliary(e) {
+		return e.Next()
+	}
 	var fields []string
 	if c != nil {
 		fields = p.grants.watches.fieldsOf(c.Id)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/ganigeorgiev/fexpr"
 	"github.com/pocketbase/dbx"
@@ -36,6 +37,7 @@ type plan struct {
 	reads     reads // of the stand-ins
 	standIns  map[string]int
 	asking    chan struct{}
+	inUse     gate
 }
 
 // planValue is bound to the statement: what a stand-in stands for or, if that
@@ -86,6 +88,23 @@ type plans struct {
 	// is the CPU's; more of them only make database/sql open connections
 	// beyond those that it keeps.
 	asking chan struct{}
+
+	schema atomic.Pointer[schema] // nil until it is needed
+}
+
+// schemaOf reads the schema once, or in a transaction (without plans) each time.
+func (ps *plans) schemaOf(app core.App) (*schema, error) {
+	if ps == nil {
+		return readSchema(app)
+	}
+	if s := ps.schema.Load(); s != nil {
+		return s, nil
+	}
+	s, err := readSchema(app)
+	if err == nil {
+		ps.schema.Store(s)
+	}
+	return s, err
 }
 
 func newPlans() *plans {
@@ -96,19 +115,19 @@ func newPlans() *plans {
 	}
 }
 
-// close ends all plans. Who uses one at that moment is waited for, who uses
-// one later gets an error.
+// close ends all plans, each of them when nobody uses it any longer. Who comes
+// later gets an error.
 func (ps *plans) close() {
 	ps.mu.Lock()
-	defer ps.mu.Unlock()
+	ended := ps.byRule
+	ps.closed, ps.byRule = true, nil
+	ps.mu.Unlock()
 
-	ps.closed = true
-	for _, p := range ps.byRule {
+	for _, p := range ended {
 		if p != nil {
 			p.close()
 		}
 	}
-	ps.byRule = nil
 }
 
 // of returns the plan of a rule, or nil if it has none.
@@ -134,16 +153,23 @@ func (ps *plans) of(app core.App, d *definition, text string, base, auth *core.C
 		p.asking = ps.asking
 	}
 
+	kept, added := ps.add(key, p)
+	if !added && p != nil {
+		p.close()
+	}
+	return kept
+}
+
+// add keeps the plan, unless there is another one or no room.
+func (ps *plans) add(key planKey, p *plan) (kept *plan, added bool) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+
 	if other, ok := ps.byRule[key]; ok || ps.closed || len(ps.byRule) >= maxPlans {
-		if p != nil {
-			p.close()
-		}
-		return other
+		return other, false
 	}
 	ps.byRule[key] = p
-	return p
+	return p, true
 }
 
 // check returns why the rule must not be evaluated for accounts of that
@@ -183,7 +209,16 @@ func (ps *plans) known(key planKey) (*plan, bool) {
 	return p, ok || ps.closed || len(ps.byRule) >= maxPlans
 }
 
-func (p *plan) close() { _ = p.statement.Close() } // it is not used again
+// close ends the statement, or lets the last user end it.
+func (p *plan) close() {
+	if p.inUse.close() {
+		p.end()
+	}
+}
+
+func (p *plan) end() { _ = p.statement.Close() } // it is not used again
+
+var errPlanEnded = errors.New("the plan has ended with its rules")
 
 var errNoPlan = errors.New("the statement may depend on the values")
 
@@ -244,7 +279,7 @@ func newPlan(app core.App, db *dbx.DB, d *definition, text string, base, auth *c
 	if err != nil {
 		return nil, err
 	}
-	p.reads = readsOf(app, text, base, recordID, values, topic, auth, authID)
+	p.reads = readsOf(app, d.plans.schemaOf, text, base, recordID, values, topic, auth, authID)
 	if p.reads.clock {
 		return nil, errNoPlan
 	}
@@ -352,6 +387,15 @@ func (p *plan) mentioned(text string) bool {
 // allows reports whether the rule lets somebody in who has an account, with
 // this token key: it is false too if the account is not there, or has another.
 func (p *plan) allows(ctx context.Context, q question) (bool, error) {
+	if !p.inUse.enter() {
+		return false, errPlanEnded
+	}
+	defer func() {
+		if p.inUse.leave() {
+			p.end()
+		}
+	}()
+
 	select {
 	case p.asking <- struct{}{}:
 		defer func() { <-p.asking }()

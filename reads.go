@@ -17,15 +17,14 @@ type reads struct {
 	// clock: the rule asks for the time, so the decision ends by itself
 	clock bool
 
-	// everything: the analysis cannot tell (a view collection), so any write
-	// may change the decision
+	// everything: the analysis cannot tell, so any write may change the decision
 	everything bool
 }
 
 // tableRead is rows of one collection: those whose fields have the values, or
 // all rows where there are no matches.
 type tableRead struct {
-	collection string // id
+	collection string // id, or the tableKey of another table
 	matches    []match
 }
 
@@ -37,9 +36,10 @@ type match struct {
 
 // readsOf analyses a rule as core's resolver would evaluate it. What it does
 // not understand it takes for a read of everything: never for none.
-func readsOf(app core.App, text string, base *core.Collection, recordID string, values params, topic string, authCollection *core.Collection, authID string) reads {
+func readsOf(app core.App, schemaOf func(core.App) (*schema, error), text string, base *core.Collection, recordID string, values params, topic string, authCollection *core.Collection, authID string) reads {
 	a := &analysis{
 		app:            app,
+		schemaOf:       schemaOf,
 		base:           base,
 		authCollection: authCollection,
 		authID:         authID,
@@ -67,6 +67,7 @@ func readsOf(app core.App, text string, base *core.Collection, recordID string, 
 // that is followed from one of them.
 type analysis struct {
 	app            core.App
+	schemaOf       func(core.App) (*schema, error)
 	base           *core.Collection
 	authCollection *core.Collection
 	authID         string
@@ -388,7 +389,7 @@ func (a *analysis) result(root *node) reads {
 
 	for _, al := range a.aliases {
 		if al.collection.IsView() {
-			r.everything = true // it reads tables that only its SQL names
+			a.addView(&r, al.collection)
 			continue
 		}
 
@@ -402,6 +403,27 @@ func (a *analysis) result(root *node) reads {
 	}
 
 	return r
+}
+
+// addView adds what only the SQL of a view names.
+func (a *analysis) addView(r *reads, view *core.Collection) {
+	s, err := a.schemaOf(a.app)
+	if err != nil {
+		r.everything = true
+		return
+	}
+	v := s.readsOf(view.Name)
+	r.everything = r.everything || v.unknown
+	r.clock = r.clock || v.clock
+	for _, table := range v.tables {
+		t := tableRead{collection: tableKey(table)}
+		if c, err := a.app.FindCachedCollectionByNameOrId(table); err == nil {
+			t.collection = c.Id
+		}
+		if !slices.ContainsFunc(r.tables, t.equal) {
+			r.tables = append(r.tables, t)
+		}
+	}
 }
 
 func (t tableRead) equal(other tableRead) bool {

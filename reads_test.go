@@ -99,12 +99,12 @@ func TestReadsOfARule(t *testing.T) {
 		"@request.auth.team.plan != 'pro'":                                                                                            "teams users[id=U]",
 		"@request.auth.memberships_via_user.room ?= @topic.id":                                                                        "memberships[room=R user=U] users[id=U]",
 		"@request.auth.memberships_via_user.role = 'x'":                                                                               "memberships[user=U] users[id=U]",
-		"@collection.seats.room ?= @topic.id":                                                                                         "everything",
+		"@collection.seats.room ?= @topic.id":                                                                                         "memberships seats",
 		"geoDistance(1, 2, 3, @collection.memberships.n) > 1":                                                                         "memberships",
 		"strftime('%H', @collection.memberships.role) ?= '1'":                                                                         "clock memberships",
 		"@collection.memberships.room ?= @collection.rooms.id && @collection.rooms.owner ?= @request.auth.id":                         "memberships rooms[owner=U]",
 	} {
-		r := readsOf(app, text, unboundBase, "", params{{"id", "R"}}, "room/R", users, "U")
+		r := readsOf(app, readSchema, text, unboundBase, "", params{{"id", "R"}}, "room/R", users, "U")
 		require.Equal(t, want, describe(r, ids), text)
 	}
 
@@ -121,12 +121,12 @@ func TestReadsOfARule(t *testing.T) {
 		"memberships_via_room.user = @request.auth.id":   "memberships[room=R] rooms[id=R]",
 		"memberships_via_rooms.user ?= @request.auth.id": "memberships[user=U] rooms[id=R]",
 	} {
-		r := readsOf(app, text, rooms, "R", params{{"id", "R"}}, "room/R", users, "U")
+		r := readsOf(app, readSchema, text, rooms, "R", params{{"id", "R"}}, "room/R", users, "U")
 		require.Equal(t, want, describe(r, ids), text)
 	}
 
 	// for a guest nothing ties to the auth record
-	r := readsOf(app, "@collection.memberships.user ?= @request.auth.id", unboundBase, "", nil, "a", nil, "")
+	r := readsOf(app, readSchema, "@collection.memberships.user ?= @request.auth.id", unboundBase, "", nil, "a", nil, "")
 	require.Equal(t, "memberships", describe(r, ids))
 }
 

@@ -126,6 +126,15 @@ func (w *watches) fieldsOf(collection string) (fields []string) {
 	return fields
 }
 
+// mayTouch reports whether a write to a table that is no collection has grants
+// that name it, and whether there are some that depend on all tables.
+func (w *watches) mayTouch(table string) (named, everything bool) {
+	w.mu.RLock()
+	defer w.mu.RUnlock()
+
+	return w.tables[tableKey(table)] != nil, len(w.everything) > 0
+}
+
 // row is the values of a row's fields before or after a write, as far as they
 // are known.
 type row map[string]string

@@ -33,7 +33,7 @@ type transaction = weak.Pointer[core.TxAppInfo]
 
 // written is what one write has done to a collection.
 type written struct {
-	collection string // id, empty for a table that is none
+	collection string // id, or the tableKey of another table
 
 	// rows are the values before and after, if known
 	rows  []row
@@ -65,7 +65,7 @@ func newWrites(report func(written)) *writes {
 // write. Without fields, or without a collection, nothing is read.
 func (ws *writes) during(app core.App, model core.Model, c *core.Collection, fields []string, next func() error) error {
 	tx := dataTransaction(app)
-	w := written{}
+	w := written{collection: tableKey(model.TableName())}
 	if c != nil {
 		w.collection = c.Id
 	}
