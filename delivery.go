@@ -14,6 +14,9 @@ func (p *Plugin) publish(m Message) (id string, err error) {
 	defer p.publishing.leave()
 
 	if failed := p.guard.run("publishing", func() { id, err = p.deliver(m) }); failed != nil {
+		if p.closed.Load() {
+			return "", ErrClosed // it has gone on in an app that has ended
+		}
 		return "", failed
 	}
 	return id, err

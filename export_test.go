@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"context"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -77,3 +78,6 @@ func OpenDisk(app core.App) {
 
 // PositionID is where the position of a guest is kept.
 func PositionID(topic, resume string) string { return positionID(credentials{}, topic, resume) }
+
+// Close closes the plugin as the app's termination does.
+func Close(ctx context.Context, app core.App) error { return From(app).close(ctx, app) }
