@@ -2,7 +2,12 @@ package topics
 
 import (
 	"context"
+	"log/slog"
 	"math/rand/v2"
+	"reflect"
+	"strconv"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -81,3 +86,61 @@ func PositionID(topic, resume string) string { return positionID(credentials{}, 
 
 // Close closes the plugin as the app's termination does.
 func Close(ctx context.Context, app core.App) error { return From(app).close(ctx, app) }
+
+// TakeLocks takes and gives back each lock of the plugin. It returns the name of
+// one that its caller holds, or has a hand in holding: that is not free in time.
+func TakeLocks(app core.App, patience time.Duration) (held string) {
+	p := From(app)
+	locks := map[string]sync.Locker{
+		"grants": &p.grants.mu, "watches": &p.grants.watches.mu, "writes": &p.writes.mu, "commits": &p.commits.mu,
+		"calls": &p.calls.mu, "presence": &p.presence.mu, "foreign": &p.foreign.mu, "history": &p.history.mu,
+		"positions": &p.history.positions.mu, "repeats": &p.repeats.mu, "log": &p.logs.mu,
+	}
+	if d := p.history.disk; d != nil {
+		locks["disk"] = &d.mu
+	}
+	if set := p.rules.current.Load(); set != nil {
+		locks["plans"] = &set.plans.mu
+	}
+	for i := range p.hub.shards {
+		locks["shard "+strconv.Itoa(i)] = &p.hub.shards[i].mu
+	}
+	p.hub.clients.Range(func(c, _ any) bool {
+		own := c.(*client)
+		locks["client "+own.id], locks["subscriptions of "+own.id] = &own.mu, &own.subsMu
+		if own.peer != nil {
+			locks["peer of "+own.id] = &own.peer.mu
+		}
+		return true
+	})
+
+	free := make(chan struct{})
+	var at atomic.Value
+	go func() {
+		defer close(free)
+		for name, l := range locks {
+			at.Store(name)
+			l.Lock()
+			l.Unlock() //nolint:staticcheck // it was free
+		}
+		for _, g := range p.grants.list() {
+			at.Store("grant of " + g.key.topic)
+			for _, l := range []sync.Locker{&g.storing, &g.watching} {
+				l.Lock()
+				l.Unlock() //nolint:staticcheck // it was free
+			}
+		}
+	}()
+	select {
+	case <-free:
+		return ""
+	case <-time.After(patience):
+		return at.Load().(string)
+	}
+}
+
+// SetLogger makes the app write its log with the handler.
+func SetLogger(app *core.BaseApp, handler slog.Handler) {
+	field := reflect.ValueOf(app).Elem().FieldByName("logger")
+	reflect.NewAt(field.Type(), field.Addr().UnsafePointer()).Elem().Set(reflect.ValueOf(slog.New(handler)))
+}
