@@ -4,7 +4,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pocketbase/pocketbase/tools/routine"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 	"golang.org/x/sync/errgroup"
 )
@@ -121,33 +120,36 @@ func (fc *foreignClients) sweep(messages []foreignMessage, overflown bool) {
 	var group errgroup.Group
 
 	for _, chunk := range fc.broker.ChunkedClients(foreignChunk) {
-		group.Go(routine.SafeWrap(func() error {
+		group.Go(func() error {
 			for _, c := range chunk {
-				if ownClient(c) != nil || c.IsDiscarded() {
-					continue
-				}
-				if overflown {
-					fc.evict(c)
-					continue
-				}
-				id := c.Id()
-				for _, m := range messages {
-					if id == m.except {
-						continue
-					}
-					for key := range c.Subscriptions(m.topic + "?") {
-						if !fc.mayReceive(id, key) {
-							continue
-						}
-						fc.send(c, subscriptions.Message{Name: key, Data: m.data})
-					}
-				}
+				_ = fc.guard.run("sending to a client of the app's own code", func() { fc.sweepOne(c, messages, overflown) })
 			}
 			return nil
-		}))
+		})
 	}
 
-	_ = group.Wait() // SafeWrap has turned a panic of a foreign client into an error: nobody else is affected
+	_ = group.Wait() // the functions return no error
+}
+
+func (fc *foreignClients) sweepOne(c subscriptions.Client, messages []foreignMessage, overflown bool) {
+	if ownClient(c) != nil || c.IsDiscarded() {
+		return
+	}
+	if overflown {
+		fc.evict(c)
+		return
+	}
+	id := c.Id()
+	for _, m := range messages {
+		if id == m.except {
+			continue
+		}
+		for key := range c.Subscriptions(m.topic + "?") {
+			if fc.mayReceive(id, key) {
+				fc.send(c, subscriptions.Message{Name: key, Data: m.data})
+			}
+		}
+	}
 }
 
 // send queues one message for one foreign client.

@@ -430,7 +430,10 @@ func Register(app core.App, config Config) error {
 	p.presence.guard = p.guard
 	p.hub.identify = p.identify
 	p.writes = newWrites(p.onWritten)
-	p.grants.decide, p.grants.revoked = p.decideSafely, p.logRevoked
+	p.grants.decide = p.decideSafely
+	p.grants.revoked = func(g *grant, o outcome) {
+		_ = p.guard.run("logging", func() { p.logRevoked(g, o) }) // taking back goes on
+	}
 	p.foreign = newForeignClients(app.SubscriptionsBroker(), p.grants, foreignLimits{
 		messages: config.QueueMessages,
 		bytes:    config.QueueBytes,

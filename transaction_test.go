@@ -104,7 +104,9 @@ func TestAPanicInAWriteLeavesNothing(t *testing.T) {
 					return err
 				}})
 			}
-			require.NotPanics(t, func() { require.Error(t, recoveredOr(func() error { return write(app, m, func() { exploding = true }) }, name)) })
+			require.NotPanics(t, func() {
+				require.Error(t, recoveredOr(func() error { return write(app, m, func() { exploding = true }) }, name))
+			})
 
 			if name == "hook of a deletion" { // which was rolled back
 				m, _ = app.FindRecordById("memberships", m.Id)
