@@ -4,9 +4,11 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/pocketbase/pocketbase/core"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/sys/unix"
 
@@ -54,4 +56,34 @@ func TestADeadNetworkEndsInALeave(t *testing.T) {
 	require.GreaterOrEqual(t, took, config.WriteTimeout/2, "it took the timeout to find out")
 	t.Logf("left after %v", took)
 	require.EqualValues(t, 1, topics.From(app).Stats().WriteTimeouts)
+}
+
+// A client that takes what it gets, however slowly, is not cut off, though the
+// system lets a write wait for longer than the timeout.
+func TestASlowReaderIsNotCutOff(t *testing.T) {
+	const size = 6 << 20
+
+	for _, others := range []bool{false, true} {
+		app := newApp(t, topics.Config{WriteTimeout: 300 * time.Millisecond, RecordQueueBytes: 64 << 20})
+		if others { // with whom each message is one write
+			app.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error { return e.Next() })
+		}
+		s := serve(t, app)
+		slow, events := s.connectSlow(2 << 20)
+		found, err := app.SubscriptionsBroker().ClientById(slow.id)
+		require.NoError(t, err)
+		found.Send(message("large", `"`+strings.Repeat("x", size)+`"`))
+		found.Send(message("end", `1`))
+
+		for _, want := range []string{"large", "end"} {
+			select {
+			case e, open := <-events:
+				require.True(t, open, "cut off")
+				require.Equal(t, want, e.name)
+			case <-time.After(3 * patience):
+				t.Fatal("nothing comes")
+			}
+		}
+		require.Zero(t, topics.From(app).Stats().WriteTimeouts)
+	}
 }
