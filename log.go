@@ -49,6 +49,9 @@ func (p *Plugin) logDenial(app core.App, topic string, auth *core.Record, a acti
 	attrs := []any{"code", d.code, "topic", topic}
 
 	if d.code == codeRuleError {
+		if p.closed.Load() {
+			return // it was cut off
+		}
 		log = app.Logger().Error
 		subject = clip(d.Error())
 	}
