@@ -207,11 +207,13 @@ func (fc *foreignClients) closeSlow(f *forwarder) {
 	f.slow, f.waiting = true, nil
 
 	fc.running.Go(func() {
-		_ = fc.guard.run("closing a client of the app's own code", func() {
-			f.drain(fc.limits.timeout)
-			fc.broker.Unregister(f.id)
-			fc.onSlow(f.id)
-		})
+		for _, step := range []func(){
+			func() { f.drain(fc.limits.timeout) },
+			func() { fc.broker.Unregister(f.id) },
+			func() { fc.onSlow(f.id) },
+		} {
+			_ = fc.guard.run("closing a client of the app's own code", step) // then the others
+		}
 	})
 }
 

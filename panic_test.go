@@ -32,11 +32,6 @@ func (c *panickingClient) maybe(method string) {
 func (c *panickingClient) Send(m subscriptions.Message) { c.maybe("Send"); c.Client.Send(m) }
 func (c *panickingClient) IsDiscarded() bool            { c.maybe("IsDiscarded"); return c.Client.IsDiscarded() }
 func (c *panickingClient) Discard()                     { c.maybe("Discard"); c.Client.Discard() }
-func (c *panickingClient) Channel() chan subscriptions.Message {
-	c.maybe("Channel")
-	return c.Client.Channel()
-}
-
 func (c *panickingClient) Subscriptions(prefixes ...string) map[string]subscriptions.SubscriptionOptions {
 	c.maybe("Subscriptions")
 	return c.Client.Subscriptions(prefixes...)
@@ -45,7 +40,7 @@ func (c *panickingClient) Subscriptions(prefixes ...string) map[string]subscript
 // Whatever method of a client of the app's own panics: others are reached, and
 // the process goes on.
 func TestAPanicOfAClientOfTheApp(t *testing.T) {
-	for _, method := range []string{"Send", "IsDiscarded", "Discard", "Channel", "Subscriptions"} {
+	for _, method := range []string{"Send", "IsDiscarded", "Discard", "Subscriptions"} {
 		app := newApp(t, topics.Config{QueueMessages: 3, WriteTimeout: 100 * time.Millisecond})
 		panicking := &panickingClient{Client: subscriptions.NewDefaultClient(), in: method}
 		panicking.Client.Subscribe("a")
