@@ -253,7 +253,7 @@ func TestAmbiguousRules(t *testing.T) {
 				continue
 			}
 			sound++
-			r := readsOf(app, text, base, "x", nil, "t", s.all[0], "x")
+			r := readsOf(app, readSchema, text, base, "x", nil, "t", s.all[0], "x")
 			var read []string
 			for _, table := range r.tables {
 				read = append(read, s.byID(table.collection).Name)

@@ -89,11 +89,11 @@ type plans struct {
 	// beyond those that it keeps.
 	asking chan struct{}
 
-	schema atomic.Pointer[schema] // nil until it is needed
+	schema atomic.Pointer[databaseSchema] // nil until it is needed
 }
 
 // schemaOf reads the schema once, or in a transaction (without plans) each time.
-func (ps *plans) schemaOf(app core.App) (*schema, error) {
+func (ps *plans) schemaOf(app core.App) (*databaseSchema, error) {
 	if ps == nil {
 		return readSchema(app)
 	}

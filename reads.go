@@ -36,7 +36,7 @@ type match struct {
 
 // readsOf analyses a rule as core's resolver would evaluate it. What it does
 // not understand it takes for a read of everything: never for none.
-func readsOf(app core.App, schemaOf func(core.App) (*schema, error), text string, base *core.Collection, recordID string, values params, topic string, authCollection *core.Collection, authID string) reads {
+func readsOf(app core.App, schemaOf func(core.App) (*databaseSchema, error), text string, base *core.Collection, recordID string, values params, topic string, authCollection *core.Collection, authID string) reads {
 	a := &analysis{
 		app:            app,
 		schemaOf:       schemaOf,
@@ -67,7 +67,7 @@ func readsOf(app core.App, schemaOf func(core.App) (*schema, error), text string
 // that is followed from one of them.
 type analysis struct {
 	app            core.App
-	schemaOf       func(core.App) (*schema, error)
+	schemaOf       func(core.App) (*databaseSchema, error)
 	base           *core.Collection
 	authCollection *core.Collection
 	authID         string

@@ -8,9 +8,9 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 )
 
-// schema is what the main database has besides collections' settings: it says
+// databaseSchema is what the main database has besides collections' settings: it says
 // which tables a view reads.
-type schema struct {
+type databaseSchema struct {
 	objects  map[string]schemaObject // tables and views, by name in lower case
 	triggers []schemaObject
 }
@@ -31,7 +31,7 @@ type viewReads struct {
 // tableKey stands for the id of a collection, for a table that is none.
 func tableKey(name string) string { return "table:" + strings.ToLower(name) }
 
-func readSchema(app core.App) (*schema, error) {
+func readSchema(app core.App) (*databaseSchema, error) {
 	var rows []struct {
 		Type  string `db:"type"`
 		Name  string `db:"name"`
@@ -45,7 +45,7 @@ func readSchema(app core.App) (*schema, error) {
 		return nil, err
 	}
 
-	s := &schema{objects: map[string]schemaObject{}}
+	s := &databaseSchema{objects: map[string]schemaObject{}}
 	for _, r := range rows {
 		o := schemaObject{table: strings.ToLower(r.Table), sql: strings.ToLower(r.SQL), view: r.Type == "view"}
 		if r.Type == "trigger" {
@@ -59,7 +59,7 @@ func readSchema(app core.App) (*schema, error) {
 
 // readsOf finds each table whose name is in the SQL of the view, or of what the
 // view reads: SQLite has no other way to name one. It may find too many.
-func (s *schema) readsOf(view string) (v viewReads) {
+func (s *databaseSchema) readsOf(view string) (v viewReads) {
 	view = strings.ToLower(view)
 	if _, ok := s.objects[view]; !ok {
 		return viewReads{unknown: true}
@@ -133,7 +133,7 @@ var asksTime = regexp.MustCompile(`\bnow\b|\bcurrent_(date|time|timestamp)\b|\br
 
 // callsUnknown reports whether the SQL calls a function that is not SQLite's
 // own: an app can add some that read anything.
-func (s *schema) callsUnknown(sql string) bool {
+func (s *databaseSchema) callsUnknown(sql string) bool {
 	if strings.Contains(sql, "/*") || strings.Contains(sql, "--") {
 		return true // a comment may stand anywhere
 	}
