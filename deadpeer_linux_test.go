@@ -61,15 +61,15 @@ func TestADeadNetworkEndsInALeave(t *testing.T) {
 // A client that takes what it gets, however slowly, is not cut off, though the
 // system lets a write wait for longer than the timeout.
 func TestASlowReaderIsNotCutOff(t *testing.T) {
-	const size = 6 << 20
+	const size = 4 << 20
 
 	for _, others := range []bool{false, true} {
-		app := newApp(t, topics.Config{WriteTimeout: 300 * time.Millisecond, RecordQueueBytes: 64 << 20})
+		app := newApp(t, topics.Config{WriteTimeout: 500 * time.Millisecond, RecordQueueBytes: 64 << 20})
 		if others { // with whom each message is one write
 			app.OnRealtimeMessageSend().BindFunc(func(e *core.RealtimeMessageEvent) error { return e.Next() })
 		}
 		s := serve(t, app)
-		slow, events := s.connectSlow(2 << 20)
+		slow, events := s.connectSlow(1 << 20)
 		found, err := app.SubscriptionsBroker().ClientById(slow.id)
 		require.NoError(t, err)
 		found.Send(message("large", `"`+strings.Repeat("x", size)+`"`))
