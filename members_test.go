@@ -130,6 +130,7 @@ func TestNothingIsLeftOfMembers(t *testing.T) {
 	rules, err := newRules(nil)
 	require.NoError(t, err)
 	h := newHub()
+	newHistory(h, Config{}.withDefaults())
 	gs := newGrants(rules, 0)
 	calls := newHookCalls()
 	calls.trigger = func(call) error { return nil }
