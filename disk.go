@@ -46,6 +46,7 @@ var (
 type disk struct {
 	backlogBytes int // of messages
 	warn         func(app core.App, err error)
+	guard        *guard
 
 	preparing sync.Mutex // its holder asks the database
 
@@ -200,12 +201,29 @@ func (d *disk) work(app core.App, db *sql.DB) {
 	for {
 		select {
 		case <-d.wake:
+			d.flushSafely(app, db)
 		case <-d.stop:
-			d.flush(app, db)
+			d.flushSafely(app, db)
 			return
 		}
-		d.flush(app, db)
 	}
+}
+
+// flushSafely gives up what is pending where writing it has panicked.
+func (d *disk) flushSafely(app core.App, db *sql.DB) {
+	if d.guard.run("writing the histories", func() { d.flush(app, db) }) == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	d.broken = true
+	for _, lane := range []*diskLane{&d.states, &d.messages} {
+		lane.pending, lane.done = nil, lane.added
+	}
+	d.bytes = 0
+	clear(d.latest)
+	d.more.Broadcast()
 }
 
 // flush writes all that is pending.
@@ -263,8 +281,9 @@ func commit(db *sql.DB, states, messages []diskWrite, run string) (applied int, 
 	if err != nil {
 		return applied, err
 	}
+	committed := false
 	defer func() {
-		if err != nil {
+		if !committed { // also after a panic
 			err = errors.Join(err, tx.Rollback())
 		}
 	}()
@@ -303,6 +322,7 @@ func commit(db *sql.DB, states, messages []diskWrite, run string) (applied int, 
 	if err := t.finish(); err != nil {
 		return applied, err
 	}
+	committed = true // or the database has rolled back
 	return applied, tx.Commit()
 }
 

@@ -147,3 +147,22 @@ func TestPositionsExpire(t *testing.T) {
 		require.Empty(t, ps.byTopic)
 	})
 }
+
+type panickingWrite struct{}
+
+func (panickingWrite) size() int           { return 1 }
+func (panickingWrite) apply(*diskTx) error { panic("a driver") }
+
+// A panic while writing ends neither the process nor the writing.
+func TestAPanicOfTheDisk(t *testing.T) {
+	d, _ := openDisk(t)
+	panics := make(chan error, 10)
+	d.guard = &guard{report: func(_ string, err error) { panics <- err }}
+	d.addMessage(panickingWrite{})
+	require.ErrorIs(t, <-panics, errPanicked)
+	d.waitForStates(context.Background(), d.addState("p", &positionWrite{savedPosition{id: "p"}}))
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	require.True(t, d.broken, "the next start begins with a gap")
+	require.Equal(t, d.states.added, d.states.done)
+}

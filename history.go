@@ -27,6 +27,7 @@ type history struct {
 	retention func(topic string) (retention, error)
 	app       func() core.App
 	failed    func(topic string, err error) // the disk could not be read
+	guard     *guard
 
 	loads loads
 
@@ -152,7 +153,7 @@ func (h *history) run() {
 		case <-h.stop:
 			return
 		case now := <-tick.C:
-			h.review(now)
+			_ = h.guard.run("reviewing the histories", func() { h.review(now) }) // it is logged
 			h.positions.sweep(now)
 		}
 	}

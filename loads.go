@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"cmp"
 	"context"
 	"sync"
 )
@@ -55,12 +56,14 @@ func (ls *loads) work() {
 		if !ok {
 			return
 		}
-		err := ls.history.load(ls.ctx, topic)
-		if err != nil {
-			ls.history.failed(topic, err)
-		}
+		var err error
+		panicked := ls.history.guard.run("reading a history", func() {
+			if err = ls.history.load(ls.ctx, topic); err != nil {
+				ls.history.failed(topic, err)
+			}
+		})
 		for s := range of {
-			ls.history.hub.loaded(s, err)
+			ls.history.hub.loaded(s, cmp.Or(err, panicked))
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package topics
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -92,7 +91,7 @@ func (p *Plugin) page(app core.App, topic string, options HistoryOptions) (Histo
 		return HistoryPage{}, nil, err
 	}
 	for range 10 { // it may be evicted again before it is looked at
-		if err := p.history.load(context.Background(), topic); err != nil {
+		if err := p.history.load(p.life, topic); err != nil {
 			return HistoryPage{}, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
 		if page, entries, ok := p.hub.page(topic, options, limit, r); ok {

@@ -422,8 +422,10 @@ func Register(app core.App, config Config) error {
 	p.calls.trigger, p.calls.failed = p.triggerCall, p.logCallError
 	p.history = newHistory(p.hub, config)
 	p.history.retention, p.history.app, p.history.failed = p.retentionOf, p.outerApp, p.logHistoryError
+	p.history.guard = p.guard
 	if !config.HistoryInMemory {
 		p.history.disk = newDisk(max(config.HistoryTotalBytes/4, 4<<20), p.logDiskError)
+		p.history.disk.guard = p.guard
 		p.history.positions.disk = p.history.disk
 	}
 	p.presence = newPresence(p.hub, p.grants, p.calls, p.history.disk, config)

@@ -142,7 +142,7 @@ func (p *Plugin) openMembers(app core.App, topic string, wait bool) {
 }
 
 func (p *Plugin) restoreMembers(app core.App, topic string, until time.Time) error {
-	saved, err := p.presence.disk.members(app, topic)
+	saved, err := p.presence.disk.members(p.life, app, topic)
 	if err != nil {
 		return err
 	}
@@ -173,6 +173,10 @@ func (p *Plugin) restoreMember(app core.App, saved memberWrite, until time.Time)
 
 	g := p.grants.acquire(app, actionSubscribe, saved.topic, noOptions(), auth)
 	denied := p.grants.decideFor(g)
+	if denied != nil && denied.code == codeRuleError {
+		p.grants.release(g)
+		return denied // nobody knows
+	}
 	id := g.identity.Load()
 	if denied != nil || id == nil || id.guest != (saved.key.collection == "") {
 		p.grants.release(g)
@@ -236,7 +240,7 @@ func (p *presence) place(saved memberWrite, id *identity, g *grant, until time.T
 }
 
 // members reads those of a topic that an earlier run has left.
-func (d *disk) members(app core.App, topic string) ([]memberWrite, error) {
+func (d *disk) members(ctx context.Context, app core.App, topic string) ([]memberWrite, error) {
 	db, err := d.reader(app)
 	if errors.Is(err, errNotReady) {
 		return nil, nil
@@ -244,7 +248,7 @@ func (d *disk) members(app core.App, topic string) ([]memberWrite, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), decisionTimeout)
+	ctx, cancel := context.WithTimeout(ctx, decisionTimeout)
 	defer cancel()
 
 	rows, err := db.QueryContext(ctx, "SELECT collection, id, state, since FROM _topicsMembers WHERE topic = ? AND run <> ? ORDER BY since", topic, d.run)
