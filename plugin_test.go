@@ -68,6 +68,20 @@ func TestRegisterBeforeBootstrap(t *testing.T) {
 	require.NoError(t, topics.Notify(app, "room/1", nil))
 }
 
+// Of several faults it is always the first one that Register names.
+func TestRegisterNamesTheFirstFault(t *testing.T) {
+	bad := rule("x =")
+	app, err := tests.NewTestApp()
+	require.NoError(t, err)
+	defer app.Cleanup()
+	for range 50 {
+		err := topics.Register(app, topics.Config{Topics: []topics.Topic{{Pattern: "a", SubscribeRule: bad, PublishRule: bad, PresenceRule: bad}}})
+		require.ErrorContains(t, err, "Config.Topics[0].SubscribeRule")
+		err = topics.Register(app, topics.Config{Topics: []topics.Topic{{Pattern: "a", PublishRule: bad, PresenceRule: rule("@view")}}})
+		require.ErrorContains(t, err, "Config.Topics[0].PublishRule")
+	}
+}
+
 func TestRegisterRefusesInvalidConfig(t *testing.T) {
 	app, err := tests.NewTestApp()
 	require.NoError(t, err)

@@ -169,9 +169,12 @@ func (p *Plugin) handleAccess(e *core.RequestEvent) error {
 	}
 	publish := p.decideAs(e.App, auth, actionPublish, topic, infoWith(info, info.Body))
 	presence := p.decidePresence(e, topic)
-	for a, d := range map[action]*denial{actionSubscribe: subscribe, actionPublish: publish, actionPresence: presence} {
-		if d != nil && d.code == codeRuleError {
-			p.logDenial(e.App, topic, e.Auth, a, d)
+	for _, failed := range []struct {
+		action action
+		denial *denial
+	}{{actionSubscribe, subscribe}, {actionPublish, publish}, {actionPresence, presence}} {
+		if d := failed.denial; d != nil && d.code == codeRuleError {
+			p.logDenial(e.App, topic, e.Auth, failed.action, d)
 		}
 	}
 

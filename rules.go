@@ -130,8 +130,9 @@ type rules struct {
 	current    atomic.Pointer[ruleset]
 }
 
-// newRules returns an error that names the field of an invalid topic. Whether
-// the collections in its rules exist is only known later.
+// newRules returns an error that names the first invalid field of the first
+// invalid topic, in the order of the fields of [Topic]. Whether the collections
+// in its rules exist is only known later.
 func newRules(code []Topic) (*rules, error) {
 	r := new(rules)
 	shapes := map[string]int{}
@@ -170,13 +171,17 @@ func newRules(code []Topic) (*rules, error) {
 		if d.collection != "" && !d.pattern.hasRecordID() {
 			return nil, fmt.Errorf("%s.Collection: the pattern needs an {id} segment to name a record", field)
 		}
-		for name, text := range map[string]*string{
-			"SubscribeRule": t.SubscribeRule,
-			"PublishRule":   t.PublishRule,
-			"PresenceRule":  t.PresenceRule,
+		for _, rule := range []struct {
+			name    string
+			text    *string
+			mayView bool
+		}{
+			{"SubscribeRule", t.SubscribeRule, true},
+			{"PublishRule", t.PublishRule, false},
+			{"PresenceRule", t.PresenceRule, false},
 		} {
-			if err := d.checkSyntax(text, name == "SubscribeRule"); err != nil {
-				return nil, fmt.Errorf("%s.%s: %w", field, name, err)
+			if err := d.checkSyntax(rule.text, rule.mayView); err != nil {
+				return nil, fmt.Errorf("%s.%s: %w", field, rule.name, err)
 			}
 		}
 

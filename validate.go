@@ -2,6 +2,7 @@ package topics
 
 import (
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 
@@ -225,7 +226,7 @@ func walkRule(groups []fexpr.ExprGroup, visit func(fexpr.Expr)) {
 
 // warnOfGuests logs a saved rule that guests may pass by accident.
 func warnOfGuests(app core.App, record *core.Record) {
-	for field := range ruleFields {
+	for _, field := range slices.Sorted(maps.Keys(ruleFields)) {
 		r := ruleOf(record, field)
 		if r.text == nil || !guestsPass(*r.text) {
 			continue
