@@ -81,13 +81,4 @@ func TestAPanicWhileSendingEndsNothingElse(t *testing.T) {
 	sent := false
 	c.join("a", nil).arrive(func() { sent = true })
 	require.True(t, sent)
-
-	rs := newRepeats()
-	require.Panics(t, func() { _, _ = rs.once(repeatKey{key: "k"}, func() (string, error) { panic("sending") }) })
-	id, err := rs.once(repeatKey{key: "k"}, func() (string, error) { return "1", nil })
-	require.NoError(t, err)
-	require.Equal(t, "1", id)
-	id, err = rs.once(repeatKey{key: "k"}, func() (string, error) { return "2", nil })
-	require.NoError(t, err)
-	require.Equal(t, "1", id)
 }

@@ -107,6 +107,7 @@ const (
 	codeEventInvalid    = "event_invalid"
 	codeExceptInvalid   = "except_invalid"
 	codeKeyInvalid      = "idempotency_key_invalid"
+	codeKeyBusy         = "idempotency_key_busy"
 	codeSinceInvalid    = "since_invalid"
 	codeLimitInvalid    = "limit_invalid"
 	codeNoHistory       = "topic_without_history"

@@ -203,7 +203,8 @@ type Config struct {
 	RecordQueueBytes int
 
 	// LogLines is how many lines a minute clients may provoke in the app's log.
-	// Beyond it, one line says how many were left out. Default 60.
+	// Beyond it, one line more says how many were left out. A quarter is for
+	// errors only, such as a rule that cannot be evaluated. Default 60.
 	LogLines int
 }
 
@@ -408,17 +409,17 @@ func Register(app core.App, config Config) error {
 		rules:  rules,
 		hub:    newHub(),
 		grants: newGrants(rules, config.SweepInterval),
-		logs:   newLogLimiter(),
 
 		registered: app,
 
 		calls:   newHookCalls(),
 		commits: newCommits(),
-		repeats: newRepeats(),
+		repeats: newRepeats(config.MaxIdempotencyKeysPerSender),
 	}
 	p.life, p.endLife = context.WithCancel(context.Background())
 	p.guard = &guard{report: p.logPanic}
 	p.calls.guard, p.commits.guard, p.grants.guard = p.guard, p.guard, p.guard
+	p.logs = newLogLimiter(config.LogLines, p.logLeftOut)
 	p.calls.trigger, p.calls.failed = p.triggerCall, p.logCallError
 	p.history = newHistory(p.hub, config)
 	p.history.retention, p.history.app, p.history.failed = p.retentionOf, p.outerApp, p.logHistoryError

@@ -86,6 +86,10 @@ func publishFault(e *core.RequestEvent, pub publication, err error) error {
 	case errors.Is(err, errTooManyTopics):
 		d := denyTooManyTopics()
 		return router.NewApiError(d.status(), d.message, pub.field(validation.Errors{"topic": d.fieldError()}))
+	case errors.Is(err, errRepeatInterrupted):
+		return router.NewApiError(http.StatusServiceUnavailable, "Failed to publish.", pub.field(validation.Errors{
+			"idempotencyKey": validation.NewError(codeKeyBusy, "Another request with this key is still being sent. Send this one again."),
+		}))
 	case errors.Is(err, ErrUnavailable):
 		return router.NewApiError(http.StatusServiceUnavailable, "Failed to publish.", pub.field(validation.Errors{
 			"topic": validation.NewError(codeUnavailable, "The topic rules cannot be read at this moment. Try again."),
@@ -115,11 +119,12 @@ func (p *Plugin) publishOnce(e *core.RequestEvent, pub publication) (string, err
 		return send()
 	}
 
-	key := repeatKey{topic: m.Topic, key: pub.idempotencyKey}
+	collection, sender := "", "" // all guests
 	if e.Auth != nil {
-		key.collection, key.sender = e.Auth.Collection().Id, e.Auth.Id
+		collection, sender = e.Auth.Collection().Id, e.Auth.Id
 	}
-	return p.repeats.once(key, send)
+	key := newRepeatKey(collection, sender, m.Topic, pub.idempotencyKey)
+	return p.repeats.once(e.Request.Context(), ownerOf(e), key, send)
 }
 
 func (p *Plugin) decidePublish(app core.App, auth credentials, pub publication, info *core.RequestInfo) *denial {

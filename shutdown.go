@@ -47,7 +47,7 @@ func (p *Plugin) close(ctx context.Context, app core.App) error {
 
 	var err error
 	history := p.startClosing("writing the histories", func() { err = p.history.close(ctx, app) })
-	steps = append(steps, history)
+	steps = append(steps, history, p.startClosing("the log's summary", p.logs.close))
 	p.rules.close()
 
 	late := await(ctx, steps)

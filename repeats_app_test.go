@@ -1,0 +1,73 @@
+package topics_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/stretchr/testify/require"
+
+	"github.com/pbtopics/topics"
+)
+
+// A request that waits for another one with its idempotency key ends with its
+// own context. Nothing is sent twice.
+func TestAPublishDoesNotOutliveItsRequest(t *testing.T) {
+	app := newApp(t, topics.Config{})
+	app.OnServe().BindFunc(func(e *core.ServeEvent) error {
+		e.Router.Bind(&hook.Handler[*core.RequestEvent]{Func: func(e *core.RequestEvent) error {
+			if !strings.HasPrefix(e.Request.URL.Path, "/api/topics/publish") {
+				return e.Next()
+			}
+			ctx, cancel := context.WithTimeout(e.Request.Context(), 50*time.Millisecond)
+			defer cancel()
+			e.Request = e.Request.WithContext(ctx)
+			return e.Next()
+		}})
+		return e.Next()
+	})
+	s := serve(t, app)
+	define(t, app, map[string]any{"pattern": "open", "subscribeRule": "", "publishRule": ""})
+	c := s.connect()
+	c.mustSubscribe("", "open")
+
+	release := topics.HoldIdempotencyKey(app, "open", "k")
+	r := s.publish("", `{"topic":"open","data":1,"idempotencyKey":"k"}`)
+	require.Equal(t, http.StatusServiceUnavailable, r.status, r.body)
+	require.Equal(t, "idempotency_key_busy", r.code("idempotencyKey"))
+	r = s.publish("", `{"messages":[{"topic":"open","data":1,"idempotencyKey":"k"}]}`)
+	require.Equal(t, "idempotency_key_busy", r.code("messages", "0", "idempotencyKey"))
+
+	release()
+	r = s.publish("", `{"topic":"open","data":1,"idempotencyKey":"k"}`)
+	require.Equal(t, http.StatusOK, r.status, r.body)
+	c.quiet()
+	require.Equal(t, 1, topics.From(app).Stats().IdempotencyKeys)
+}
+
+// Guests of unknown addresses, and an account, each fill only what is theirs.
+func TestKeysOfAnAccountStayThoughOthersHaveMany(t *testing.T) {
+	app := newApp(t, topics.Config{MaxIdempotencyKeysPerSender: 3})
+	s := serve(t, app)
+	define(t, app, map[string]any{"pattern": "open", "subscribeRule": "", "publishRule": "", "history": 100})
+	_, ann := newUser(t, app, "ann")
+	_, eve := newUser(t, app, "eve")
+
+	send := func(token, key string) string {
+		r := s.publish(token, `{"topic":"open","data":1,"idempotencyKey":"`+key+`"}`)
+		require.Equal(t, http.StatusOK, r.status, r.body)
+		return r.body
+	}
+	first := send(ann, "first")
+	for _, key := range strings.Split("abcdefgh", "") {
+		send(eve, key)
+		send("", key)
+	}
+	require.Equal(t, first, send(ann, "first"))
+	require.Equal(t, send(eve, "h"), send(eve, "h"))
+	require.EqualValues(t, 5, topics.From(app).Stats().DroppedIdempotencyKeys)
+}
