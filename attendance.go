@@ -95,11 +95,11 @@ func (p *presence) members(shard *hubShard, topic string) *topicMembers {
 
 // arrive makes s one of the connections of a member. The shard's lock is held.
 func (p *presence) arrive(shard *hubShard, s *subscription, id *identity) {
-	key := p.keyFor(id, s)
 	tm := p.members(shard, s.topic)
+	key := p.keyFor(tm, id, s)
 	m := tm.byKey[key]
 	if m == nil {
-		m = &member{key: key, since: time.Now(), lasting: !s.options.others && (!id.guest || s.options.resume != "")}
+		m = &member{key: key, since: time.Now(), lasting: !s.options.others && (!id.guest || s.seat.lasting)}
 		tm.byKey[key] = m
 		tm.mark(m, false)
 	}
@@ -107,7 +107,11 @@ func (p *presence) arrive(shard *hubShard, s *subscription, id *identity) {
 	a := m.of(s.client)
 	if a == nil {
 		a = &attendee{presence: p, topic: s.topic, member: m, client: s.client}
-		p.thin(m)
+		if id.guest {
+			a.seat = s.seat
+			a.seat.holders++
+		}
+		p.thin(tm, m)
 		m.attendees = append(m.attendees, a)
 	} else if !a.ends.IsZero() {
 		p.revive(a)
@@ -134,7 +138,7 @@ func (p *presence) setState(a *attendee, state []byte) {
 
 // thin ends the graces of a member that is back, apart from that of the
 // connection whose state is shown: so that they do not pile up.
-func (p *presence) thin(m *member) {
+func (p *presence) thin(tm *topicMembers, m *member) {
 	var newest *attendee
 	for _, a := range m.attendees {
 		if a.state != nil && (newest == nil || a.stated > newest.stated) {
@@ -149,6 +153,7 @@ func (p *presence) thin(m *member) {
 		}
 		p.revive(a)
 		a.member = nil
+		tm.rise(a.client, &a.seat)
 	}
 	clear(m.attendees[len(kept):])
 	m.attendees = kept
@@ -203,6 +208,15 @@ func (p *presence) depart(shard *hubShard, s *subscription, now bool) (lingers b
 	return true
 }
 
+// rise ends the part of a subscription that is over in its connection's seat.
+// The shard's lock is held.
+func (p *presence) rise(shard *hubShard, s *subscription) {
+	if tm := shard.members[s.topic]; tm != nil && s.seat != nil {
+		tm.rise(s.client, &s.seat)
+		tm.tidy(shard)
+	}
+}
+
 func (p *presence) linger(a *attendee, until time.Time) {
 	a.ends = until
 	p.mu.Lock()
@@ -220,7 +234,7 @@ func (p *presence) attend(shard *hubShard, s *subscription, id *identity) {
 	case a == nil && id == nil:
 	case a == nil:
 		p.arrive(shard, s, id)
-	case id == nil || a.member.key != p.keyFor(id, s):
+	case id == nil || a.member.key != p.keyFor(shard.members[s.topic], id, s):
 		p.depart(shard, s, true)
 		if id != nil {
 			p.arrive(shard, s, id)

@@ -385,5 +385,5 @@ func (c *client) Discard() {
 	if c.known {
 		c.hub.registered.Add(-1)
 	}
-	c.index(nil, nil)
+	c.index(nil, nil, nil)
 }

@@ -81,6 +81,7 @@ type subscription struct {
 	heldBytes int
 	behind    *cursor // nil: it is live
 	attendee  *attendee
+	seat      *guestSeat // of a guest, where the topic has members
 
 	// of the presence option
 	watching bool
@@ -152,6 +153,7 @@ func (h *hub) remove(s *subscription, now bool) (lingers bool) {
 	}
 	h.presence.unwatch(shard, s)
 	lingers = h.presence.depart(shard, s, now)
+	h.presence.rise(shard, s)
 	last := len(group.subscribers) - 1
 	group.subscribers[s.pos] = group.subscribers[last]
 	group.subscribers[s.pos].pos = s.pos

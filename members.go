@@ -20,6 +20,7 @@ import (
 type topicMembers struct {
 	topic    string
 	byKey    map[memberKey]*member
+	guests   map[*client]*guestSeat
 	watchers map[*subscription]struct{}
 
 	// since the last flush
@@ -65,6 +66,7 @@ type attendee struct {
 	stated        uint64    // when the state was set, in the order of all
 	ends          time.Time // zero while there are subscriptions
 	grant         *grant    // of the last subscription, which keeps it until it ends
+	seat          *guestSeat
 
 	ending *deadline // nil unless in its grace; presence.mu guards it
 }
@@ -73,6 +75,7 @@ func newTopicMembers(topic string) *topicMembers {
 	return &topicMembers{
 		topic:    topic,
 		byKey:    map[memberKey]*member{},
+		guests:   map[*client]*guestSeat{},
 		watchers: map[*subscription]struct{}{},
 		changed:  map[memberKey]memberChange{},
 	}
@@ -143,6 +146,7 @@ func (tm *topicMembers) refresh(m *member, id *identity) {
 func (tm *topicMembers) remove(a *attendee) {
 	m := a.member
 	a.member = nil
+	tm.rise(a.client, &a.seat)
 	m.attendees = slices.DeleteFunc(m.attendees, func(other *attendee) bool { return other == a })
 	if len(m.attendees) > 0 {
 		tm.refresh(m, nil)
@@ -208,13 +212,56 @@ func (l memberLine) wire() any {
 	}{l.ID, l.Collection, l.Record, l.State, l.Since.UTC().Format(types.DefaultDateLayout), l.Connections}
 }
 
-// keyFor returns the member that s is part of. What a guest gets as id must not
-// tell the id of its connection, with which others could change its
-// subscriptions, nor its resume option, which may be easy to guess.
-func (p *presence) keyFor(id *identity, s *subscription) memberKey {
+// guestSeat is which member a guest's connection is on a topic. Its first
+// subscription decides, for all of them and for as long as there are any, or
+// what is left of one in its grace.
+type guestSeat struct {
+	key     memberKey
+	lasting bool // a later connection can have the key too
+	holders int
+}
+
+// keyFor returns the member that s is part of. The topic's lock is held.
+func (p *presence) keyFor(tm *topicMembers, id *identity, s *subscription) memberKey {
 	if !id.guest {
 		return memberKey{collection: id.collection, id: id.id}
 	}
+	if s.seat == nil {
+		s.seat = tm.guests[s.client]
+		if s.seat == nil {
+			s.seat = &guestSeat{key: p.guestKey(s), lasting: s.options.resume != ""}
+			tm.guests[s.client] = s.seat
+		}
+		s.seat.holders++
+	}
+	return s.seat.key
+}
+
+// idFor returns the id that the member of s has, or will have. The topic's lock is
+// held.
+func (p *presence) idFor(shard *hubShard, id *identity, s *subscription) string {
+	if !id.guest {
+		return id.id
+	}
+	return p.keyFor(p.members(shard, s.topic), id, s).id
+}
+
+// rise gives up a holder's part in the seat of a connection. It may have none.
+func (tm *topicMembers) rise(c *client, seat **guestSeat) {
+	if *seat == nil {
+		return
+	}
+	(*seat).holders--
+	if (*seat).holders == 0 {
+		delete(tm.guests, c)
+	}
+	*seat = nil
+}
+
+// guestKey is made of the resume option, or else of the connection. The id must
+// not tell that of the connection, with which others could change its
+// subscriptions, nor the resume option, which may be easy to guess.
+func (p *presence) guestKey(s *subscription) memberKey {
 	who := "connection\x00" + s.client.id
 	if s.options.resume != "" {
 		who = "resume\x00" + s.topic + "\x00" + s.options.resume

@@ -160,7 +160,7 @@ func TestNothingIsLeftOfMembers(t *testing.T) {
 	defer b.close()
 
 	names := []string{"a", "bb", "ccc"}
-	options := []string{"", `?options={"query":{"presence":"true"}}`, `?options={"query":{"state":{"a":1}}}`, `?options={"query":{"resume":"x"}}`}
+	options := []string{"", `?options={"query":{"presence":"true"}}`, `?options={"query":{"state":{"a":1}}}`, `?options={"query":{"resume":"x"}}`, `?options={"query":{"resume":"y"}}`}
 	var all sync.WaitGroup
 	stop := time.Now().Add(2 * time.Second)
 	for w := range 6 {
@@ -177,7 +177,7 @@ func TestNothingIsLeftOfMembers(t *testing.T) {
 					granted := map[string]*admission{}
 					var keys []string
 					for range r.IntN(4) {
-						k := names[r.IntN(3)] + options[r.IntN(4)]
+						k := names[r.IntN(3)] + options[r.IntN(len(options))]
 						if granted[k] != nil {
 							continue
 						}

@@ -139,8 +139,10 @@ type Config struct {
 	// occupied after its last subscriber. Default 15 seconds, -1 for none.
 	PresenceGrace time.Duration
 
-	// PresenceSnapshot is how many members of a topic subscribers see. If there
-	// are more, they see the number only. Default 1000.
+	// PresenceSnapshot is how many members of a topic subscribers, and callers of
+	// GET /api/topics/presence, see. If there are more, or their JSON takes more
+	// than 256 KiB or a quarter of QueueBytes, they see the number only. Default
+	// 1000.
 	PresenceSnapshot int
 
 	// HistoryTotalBytes is the most memory that the histories of all topics take

@@ -14,7 +14,7 @@ import (
 // connection of a guest.
 type Member struct {
 	// ID is the auth record's. A guest's is made up; it is the same over
-	// reconnects only with the resume option.
+	// reconnects only if its first subscription has the resume option.
 	ID string
 
 	// Collection is the name of the auth record's collection, empty for a guest.

@@ -16,7 +16,7 @@ import (
 const statesOverhead = 2 << 10
 
 // presenceAnswer is who is on a topic, as HTTP clients see it. Members is
-// missing where there are more than [Config.PresenceSnapshot].
+// missing where watchers, too, get the number only: see presence.counts.
 type presenceAnswer struct {
 	Topic   string            `json:"topic"`
 	Count   int               `json:"count"`
@@ -39,7 +39,7 @@ func (p *Plugin) handlePresence(e *core.RequestEvent) error {
 	answer := presenceAnswer{Topic: topic}
 	err := p.withMembers(e.App, topic, func(tm *topicMembers) {
 		answer.Count = tm.count()
-		if answer.Count > p.config.PresenceSnapshot {
+		if tm != nil && p.presence.counts(tm) {
 			return
 		}
 		answer.Members = make([]json.RawMessage, 0, answer.Count)

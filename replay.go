@@ -63,7 +63,7 @@ func (h *hub) enter(shard *hubShard, s *subscription, who *identity) {
 		if s.keeps && r.from.epoch != "" {
 			id = messageID(r.from.epoch, r.from.offset)
 		}
-		s.tellReady(id, resumed, who)
+		s.tellReady(shard, id, resumed, who)
 	}
 	if r.skipped != nil {
 		s.behind.epoch, s.behind.offset = r.skipped.epoch, r.skipped.offset
@@ -128,10 +128,10 @@ func claimed(id string) (from mark, ok bool) {
 	return mark{epoch: epoch, offset: offset, at: time.Now()}, true
 }
 
-func (s *subscription) tellReady(id string, resumed bool, who *identity) {
+func (s *subscription) tellReady(shard *hubShard, id string, resumed bool, who *identity) {
 	c := control{Type: "ready", Topic: s.topic, ID: id}
 	if who != nil {
-		c.Member = s.client.hub.presence.keyFor(who, s).id
+		c.Member = s.client.hub.presence.idFor(shard, who, s)
 	}
 	if s.options.resume != "" || s.claim != nil {
 		c.Resumed = &resumed

@@ -102,7 +102,7 @@ func (c *client) subscribe(keys []string, identities map[string]*identity) (full
 			want[key] = struct{}{}
 		}
 	}
-	return c.index(want, identities)
+	return c.index(want, keys, identities)
 }
 
 // identities are which members the keys are part of to which Go code has
@@ -133,7 +133,7 @@ func (c *client) Unsubscribe(keys ...string) {
 
 	if len(keys) == 0 {
 		if !c.replacing {
-			c.index(nil, nil)
+			c.index(nil, nil, nil)
 		}
 		return
 	}
@@ -145,9 +145,12 @@ func (c *client) Unsubscribe(keys ...string) {
 }
 
 // index makes the client's subscriptions in the hub those of want, without a
-// moment in which one that stays is missing. identities are those of Go
-// code's keys. It reports whether the client's queue was full. c.subsMu is held.
-func (c *client) index(want map[string]struct{}, identities map[string]*identity) (full bool) {
+// moment in which one that stays is missing. The keys that are new to it, or have
+// a new decision, are in order: of a guest's, the first on a topic says which
+// member the connection is there, so those that a reconnect brings back are
+// before the others. identities are those of Go code's keys. It reports whether
+// the client's queue was full. c.subsMu is held.
+func (c *client) index(want map[string]struct{}, order []string, identities map[string]*identity) (full bool) {
 	var gone []*subscription
 	for key, s := range c.subs {
 		if _, stays := want[key]; !stays {
@@ -160,7 +163,16 @@ func (c *client) index(want map[string]struct{}, identities map[string]*identity
 	}
 
 	// what comes before what goes: a key with other options is no new member
-	for key := range want {
+	resumes := func(key string) bool { a := c.granted[key]; return a != nil && a.options.resume != "" }
+	sorted := make([]string, 0, len(order))
+	for _, first := range []bool{true, false} {
+		for _, key := range order {
+			if _, wanted := want[key]; wanted && resumes(key) == first {
+				sorted = append(sorted, key)
+			}
+		}
+	}
+	for _, key := range sorted {
 		a := c.granted[key]
 		delete(c.granted, key)
 		if a == nil {

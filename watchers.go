@@ -46,7 +46,7 @@ func (p *presence) unwatch(shard *hubShard, s *subscription) {
 
 // tidy forgets the members of a topic that nobody needs.
 func (tm *topicMembers) tidy(shard *hubShard) {
-	if len(tm.byKey) == 0 && len(tm.watchers) == 0 && len(tm.changed) == 0 && !tm.queued {
+	if len(tm.byKey) == 0 && len(tm.guests) == 0 && len(tm.watchers) == 0 && len(tm.changed) == 0 && !tm.queued {
 		delete(shard.members, tm.topic)
 	}
 }
