@@ -68,9 +68,7 @@ func Notify(app core.App, topic string, data any, opts ...NotifyOption) error {
 	return p.Notify(app, topic, data, opts...)
 }
 
-// Notify is [Notify] on an app whose plugin is at hand, as it is in pb_hooks:
-//
-//	$app.store().get("topics").notify($app, "room/42", {test: 123})
+// Notify is [Notify] on an app whose plugin is at hand.
 func (p *Plugin) Notify(app core.App, topic string, data any, opts ...NotifyOption) error {
 	if p.closed.Load() {
 		return ErrClosed

@@ -139,6 +139,14 @@ type historyAnswer struct {
 	Last      string     `json:"last"`
 }
 
+func newHistoryAnswer(topic string, page HistoryPage, entries []*entry) historyAnswer {
+	answer := historyAnswer{Topic: topic, Messages: make([]envelope, len(entries)), Recovered: page.Recovered, Last: page.Last}
+	for i, entry := range entries {
+		answer.Messages[i] = envelopeOf(entry.message, entry.id())
+	}
+	return answer
+}
+
 func (p *Plugin) historyFault(e *core.RequestEvent, err error) error {
 	switch {
 	case errors.Is(err, ErrNoHistory):
@@ -196,9 +204,5 @@ func (p *Plugin) handleHistory(e *core.RequestEvent) error {
 	if err != nil {
 		return p.historyFault(e, err)
 	}
-	answer := historyAnswer{Topic: topic, Messages: make([]envelope, len(entries)), Recovered: page.Recovered, Last: page.Last}
-	for i, entry := range entries {
-		answer.Messages[i] = envelopeOf(entry.message, entry.id())
-	}
-	return e.JSON(http.StatusOK, answer)
+	return e.JSON(http.StatusOK, newHistoryAnswer(topic, page, entries))
 }

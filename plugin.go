@@ -57,10 +57,6 @@ import (
 	_ "github.com/pbtopics/topics/migrations" // the topic rules collection
 )
 
-// storeKey is where [core.App.Store] keeps the plugin, so that pb_hooks can
-// reach it too: $app.store().get("topics").notify($app, "room/42", {test: 123}).
-const storeKey = "topics"
-
 // Config configures the plugin. The zero value works.
 type Config struct {
 	// Topics are topic rules kept in code. They need no record, cannot be
@@ -446,9 +442,11 @@ func Register(app core.App, config Config) error {
 	}, p.logSlowForeign(app))
 	p.foreign.guard = p.guard
 
-	if app.Store().GetOrSet(storeKey, func() any { return p }) != any(p) {
+	own := &registration{plugin: p}
+	if app.Store().GetOrSet(pluginKey, func() any { return own }) != any(own) {
 		return ErrAlreadyRegistered
 	}
+	app.Store().Set(pbHooksKey, &pbHooks{plugin: p})
 
 	p.bindHooks(app)
 
@@ -460,8 +458,10 @@ func From(app core.App) *Plugin {
 	if app == nil {
 		return nil
 	}
-	p, _ := app.Store().Get(storeKey).(*Plugin)
-	return p
+	if own, ok := app.Store().Get(pluginKey).(*registration); ok {
+		return own.plugin
+	}
+	return nil
 }
 
 // outerApp is an app that is not a transaction's, unless the plugin was
