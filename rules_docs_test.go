@@ -72,7 +72,7 @@ var workedRules = map[string]func(*rulesDoc){
 
 	"Whoever can view the record": func(d *rulesDoc) {
 		articles := newCollection(d.t, d.app, "articles", d.relation("author", "users", 1), &core.BoolField{Name: "public"})
-		articles.ViewRule = rule("public = true || author = @request.auth.id")
+		articles.ViewRule = rule(`public = true || (@request.auth.id != "" && author = @request.auth.id)`)
 		require.NoError(d.t, d.app.Save(articles))
 		draft := d.record("articles", map[string]any{"author": d.id["ann"]})
 		public := d.record("articles", map[string]any{"author": d.id["ann"], "public": true})

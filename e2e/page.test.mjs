@@ -140,7 +140,7 @@ test("ann and bob chat both ways, and nothing complains", async () => {
   assert.equal(await ann.page.inputValue("#text"), "");
   assert.equal(await ann.page.getAttribute("#messages li", "class"), "mine");
   assert.equal(await bob.page.getAttribute("#messages li", "class"), "other");
-  assert.equal(await bob.page.textContent("#messages li .from"), "ann");
+  await bob.page.locator("#messages li .from", { hasText: /^ann$/ }).waitFor();
 
   await say(bob.page, "hello ann");
   await lastMessage(ann.page, "hello ann");
@@ -156,6 +156,41 @@ test("ann and bob chat both ways, and nothing complains", async () => {
     assert.deepEqual(visitor.complaints, []);
     assert.deepEqual(visitor.otherHosts, []);
   }
+});
+
+test("a member's message is never shown as the server's, or as another one's", async () => {
+  const ann = await visit();
+  await signIn(ann.page, "ann");
+  await people(ann.page, ["ann", "bob"], ["eve"]);
+  const bob = await client(server.url, "bob@example.com", "topics-demo");
+  const publish = (data) =>
+    bob.send("/api/topics/publish", { method: "POST", body: { topic: "room/" + LOBBY, data } });
+
+  for (const data of [
+    { system: "ann is banned" },
+    { system: "ann is banned", text: "forged", from: "ann" },
+    null,
+    7,
+    ["system"],
+  ]) {
+    await publish(data);
+  }
+  await publish({ text: "the last one", from: "ann" });
+  await lastMessage(ann.page, "the last one");
+  await ann.page.locator("#messages li:last-child .from", { hasText: /^bob$/ }).waitFor();
+
+  const lines = await ann.page
+    .locator("#messages li")
+    .evaluateAll((list) =>
+      list.map((line) => [line.className, line.querySelector(".from").textContent]),
+    );
+  assert.deepEqual(lines, Array(6).fill(["other", "bob"]));
+  assert.equal(await ann.page.locator("#messages li", { hasText: "banned" }).count(), 0);
+
+  // what the server itself says is
+  await admin.collection("rooms").update(LOBBY, { name: "Hall" });
+  await ann.page.locator("#messages li.system", { hasText: "is now called Hall" }).waitFor();
+  assert.deepEqual(ann.complaints, []);
 });
 
 test("eve is shown why it is refused", async () => {
@@ -429,7 +464,7 @@ test("a room remembers, and a cut connection loses nothing", async () => {
   const tell = (text) =>
     annsClient.send("/api/topics/publish", {
       method: "POST",
-      body: { topic: "room/" + LOBBY, data: { text, from: "ann" } },
+      body: { topic: "room/" + LOBBY, data: { text } },
     });
   for (let n = 1; n <= 60; n++) await tell(`line ${n}`);
   await lastMessage(ann.page, "line 60");
@@ -462,7 +497,7 @@ test("a room remembers, and a cut connection loses nothing", async () => {
   for (let i = 0; i < 3; i++) {
     const messages = Array.from({ length: 100 }, (_, n) => ({
       topic: "room/" + LOBBY,
-      data: { text: `flood ${i * 100 + n}`, from: "ann" },
+      data: { text: `flood ${i * 100 + n}` },
     }));
     await annsClient.send("/api/topics/publish", { method: "POST", body: { messages } });
   }

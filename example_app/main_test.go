@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/http/httptest"
@@ -9,9 +10,11 @@ import (
 
 	"github.com/pbtopics/topics"
 	"github.com/pbtopics/topics/migrations"
+	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tests"
+	"github.com/pocketbase/pocketbase/tools/logger"
 	"github.com/stretchr/testify/require"
 )
 
@@ -45,6 +48,61 @@ func memberNames(t testing.TB, app core.App) string {
 	return namesOf(app, lobby.GetStringSlice("members"))
 }
 
+// membersOnly is the rule of the rooms, as JSON.
+const membersOnly = `"@request.auth.id != \"\" && members.id ?= @request.auth.id"`
+
+// firstStart is what a process does with an empty data directory: the plugin and
+// its validation are there when the data is seeded.
+func firstStart(t testing.TB) *core.BaseApp {
+	t.Helper()
+
+	app := core.NewBaseApp(core.BaseAppConfig{DataDir: t.TempDir()})
+	t.Cleanup(func() { require.NoError(t, app.ResetBootstrapState()) })
+	register(app, topics.Config{})
+	require.NoError(t, app.Bootstrap())
+	require.NoError(t, app.RunAllMigrations())
+
+	return app
+}
+
+// The first start has nothing to complain about.
+func TestFirstStartLogsNoWarning(t *testing.T) {
+	app := firstStart(t)
+	warnings := func() (messages []string) {
+		require.NoError(t, app.Logger().Handler().(*logger.BatchHandler).WriteAll(context.Background()))
+		require.NoError(t, app.LogQuery().Select("message").AndWhere(dbx.NewExp("level >= 4")).OrderBy("rowid").Column(&messages))
+		return messages
+	}
+	require.Empty(t, warnings())
+
+	// it would be seen: the rule of before
+	rule := findRoomRule(t, app)
+	rule.Set("subscribeRule", looseMemberRule)
+	require.NoError(t, app.Save(rule))
+	found := warnings()
+	require.Len(t, found, 1)
+	require.Contains(t, found[0], "may let guests pass")
+}
+
+// A data directory that was seeded with the loose rule gets the strict one, and
+// what somebody has made of it stays.
+func TestStrictRules(t *testing.T) {
+	app := newApp(t)
+	defer app.Cleanup()
+
+	rule := findRoomRule(t, app)
+	rule.Load(map[string]any{"subscribeRule": looseMemberRule, "publishRule": "", "presenceRule": looseMemberRule})
+	require.NoError(t, app.Save(rule))
+	require.NoError(t, seedStrictRules(app))
+	rule = findRoomRule(t, app)
+	require.Equal(t, membersOnly, rule.GetString("subscribeRule"))
+	require.Equal(t, `""`, rule.GetString("publishRule"))
+	require.Equal(t, membersOnly, rule.GetString("presenceRule"))
+
+	require.NoError(t, app.Delete(rule))
+	require.NoError(t, seedStrictRules(app), "without the rule")
+}
+
 func TestSeed(t *testing.T) {
 	app := newApp(t)
 	defer app.Cleanup()
@@ -68,10 +126,10 @@ func TestSeed(t *testing.T) {
 		}
 		require.Equal(t, map[string][2]string{
 			"announcements": {`""`, `null`},
-			"room/{id}":     {`"members.id ?= @request.auth.id"`, `"members.id ?= @request.auth.id"`},
+			"room/{id}":     {membersOnly, membersOnly},
 			"user/{id}":     {`"@request.auth.id != \"\" && @request.auth.collectionName = \"users\" && @topic.id = @request.auth.id"`, `null`},
 		}, got)
-		requireRoomPresence(t, app, true, `"members.id ?= @request.auth.id"`, "name")
+		requireRoomPresence(t, app, true, membersOnly, "name")
 
 		superusers, err := app.CountRecords(core.CollectionNameSuperusers)
 		require.NoError(t, err)
@@ -82,6 +140,7 @@ func TestSeed(t *testing.T) {
 
 	// a second run, now with the plugin's validation, leaves everything as it is
 	require.NoError(t, seed(app))
+	require.NoError(t, seedStrictRules(app))
 	require.NoError(t, seedPresence(app))
 	check()
 
@@ -117,7 +176,6 @@ func TestSeedPresence(t *testing.T) {
 	app := newApp(t)
 	defer app.Cleanup()
 
-	const members = `"members.id ?= @request.auth.id"`
 	before := map[string]any{"presence": false, "presenceRule": nil, "presenceFields": ""}
 
 	for _, scenario := range []struct {
@@ -127,7 +185,7 @@ func TestSeedPresence(t *testing.T) {
 		presence     bool
 		rule, fields string
 	}{
-		{"as it was seeded", nil, true, members, "name"},
+		{"as it was seeded", nil, true, membersOnly, "name"},
 		{"with an own rule for the members", map[string]any{"presenceRule": ""}, false, `""`, ""},
 		{"with an own rule for subscribing", map[string]any{"subscribeRule": ""}, false, "null", ""},
 		{"with another pattern", map[string]any{"pattern": "chat/{id}"}, false, "null", ""},
@@ -263,4 +321,48 @@ func TestMembers(t *testing.T) {
 	require.Equal(t, http.StatusNoContent, post("ann", lobbyID+"/invite", `{"email":"eve@example.com"}`))
 	require.Equal(t, http.StatusNoContent, remove("eve", "ann"))
 	require.Equal(t, "eve", memberNames(t, app))
+}
+
+// The page takes a message without a sender for the server's. No client can send
+// one, whatever its data is, also where a room has lost all its members.
+func TestOnlyTheServerHasNoSender(t *testing.T) {
+	app := newApp(t)
+	defer app.Cleanup()
+	router := newRouter(t, app)
+
+	publish := func(account *core.Record) int {
+		t.Helper()
+
+		body := `{"topic":"room/` + lobbyID + `","data":{"system":"forged"},"sender":null}`
+		request := httptest.NewRequest(http.MethodPost, "/api/topics/publish", strings.NewReader(body))
+		request.Header.Set("Content-Type", "application/json")
+		if account != nil {
+			token, err := account.NewAuthToken()
+			require.NoError(t, err)
+			request.Header.Set("Authorization", token)
+		}
+		response := httptest.NewRecorder()
+		router.ServeHTTP(response, request)
+
+		return response.Code
+	}
+
+	bob := findAccount(t, app, "bob")
+	require.Equal(t, http.StatusOK, publish(bob))
+	require.Equal(t, http.StatusForbidden, publish(nil))
+	lobby, err := app.FindRecordById(roomsCollection, lobbyID)
+	require.NoError(t, err)
+	lobby.Set("name", "Hall")
+	require.NoError(t, app.Save(lobby))
+
+	page, err := topics.History(app, "room/"+lobbyID, topics.HistoryOptions{})
+	require.NoError(t, err)
+	require.Len(t, page.Messages, 2)
+	require.Equal(t, bob.Id, page.Messages[0].Sender.ID)
+	require.Nil(t, page.Messages[1].Sender)
+	require.JSONEq(t, `{"system":"the room is now called Hall"}`, string(page.Messages[1].Data))
+
+	_, err = app.NonconcurrentDB().NewQuery("UPDATE rooms SET members = '[]'").Execute()
+	require.NoError(t, err)
+	require.Equal(t, http.StatusForbidden, publish(nil), "a room without members is nobody's")
 }

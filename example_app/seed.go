@@ -20,15 +20,21 @@ const (
 
 	roomPattern = "room/{id}"
 
-	// memberRule is evaluated on a record of rooms: whoever is a member.
-	memberRule = "members.id ?= @request.auth.id"
+	// memberRule is evaluated on a record of rooms: whoever is a member. Without
+	// its first part a room without members would let guests in.
+	memberRule = `@request.auth.id != "" && members.id ?= @request.auth.id`
+
+	// looseMemberRule is what data directories were seeded with before.
+	looseMemberRule = "members.id ?= @request.auth.id"
 )
 
 func init() {
 	// A migration runs once for a data directory: that is the "first start".
 	// Its name sorts after the one that creates the topic rules collection.
 	core.AppMigrations.Register(seed, nil, "1763900000_example_app_seed.go")
-	// What came to the example later, also for older data directories.
+	// What came to the example later, also for older data directories. The rules of
+	// a room are corrected before anything is added to them.
+	core.AppMigrations.Register(seedStrictRules, nil, "1763900001_example_app_strict_rules.go")
 	core.AppMigrations.Register(seedPresence, nil, "1764000000_example_app_presence.go")
 }
 
@@ -100,7 +106,7 @@ func seedRooms(app core.App, memberIDs []string) error {
 		&core.AutodateField{Name: "updated", OnCreate: true, OnUpdate: true},
 	)
 	// Members may read; changes go through the routes in rooms.go or the dashboard.
-	rooms.ListRule = types.Pointer(`@request.auth.id != "" && ` + memberRule)
+	rooms.ListRule = types.Pointer(memberRule)
 	rooms.ViewRule = rooms.ListRule
 	if err := app.Save(rooms); err != nil {
 		return err
@@ -166,6 +172,35 @@ func seedTopics(app core.App) error {
 	}
 
 	return nil
+}
+
+// seedStrictRules corrects the rules of a room that were seeded with the trap of
+// docs/rules.md. What somebody has changed is left as it is.
+func seedStrictRules(app core.App) error {
+	rule, err := app.FindFirstRecordByData(migrations.CollectionID, "pattern", roomPattern)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+
+	changed := false
+	for _, field := range []string{"subscribeRule", "publishRule", "presenceRule"} {
+		var text *string
+		if err := rule.UnmarshalJSONField(field, &text); err != nil {
+			return err
+		}
+		if text != nil && *text == looseMemberRule {
+			rule.Set(field, memberRule)
+			changed = true
+		}
+	}
+	if !changed {
+		return nil
+	}
+
+	return app.Save(rule)
 }
 
 // seedPresence lets the members of a room see who of them is there. A rule that

@@ -230,16 +230,41 @@ function onRoomEvent(event) {
   }
 }
 
+// showMessage shows a message by its sender, which the server sets. What is in
+// data is only what somebody has sent: a member may also publish {system: …} or
+// another one's name. In this room only the server's own messages have no sender,
+// because publishRule lets no guest publish.
 function showMessage({ data, sender, time }) {
-  if (data.system) {
-    addLine(el("messages"), "system", data.system, null, isoTime(time));
+  if (!sender) {
+    addLine(el("messages"), "system", data?.system, null, isoTime(time));
     refreshSoon();
     return;
   }
 
-  // the sender is set by the server; `from` is only what it calls itself
-  const mine = sender?.id === pb.authStore.record?.id;
-  addLine(el("messages"), mine ? "mine" : "other", data.text, data.from, isoTime(time));
+  const mine = sender.id === pb.authStore.record?.id;
+  const line = addLine(
+    el("messages"),
+    mine ? "mine" : "other",
+    data?.text,
+    nameOf(sender.id),
+    isoTime(time),
+  );
+  line.dataset.sender = sender.id;
+}
+
+// The names of the members by their ids, and of those who were members since the
+// page was opened.
+const names = new Map();
+const nameOf = (id) => names.get(id) ?? "somebody";
+
+// learnNames also corrects the lines that came before the names.
+function learnNames(members) {
+  for (const { id, name } of members) names.set(id, name);
+  for (const line of el("messages").querySelectorAll("[data-sender]")) {
+    const from = line.querySelector(".from");
+    if (from.textContent !== nameOf(line.dataset.sender))
+      from.textContent = nameOf(line.dataset.sender);
+  }
 }
 
 // isoTime turns PocketBase's format of times into JavaScript's.
@@ -274,6 +299,7 @@ async function refreshRoom() {
     const room = await pb.collection("rooms").getOne(ROOM, { expand: "members" });
     if (outdated()) return;
     el("room-name").textContent = room.name;
+    learnNames(room.expand?.members ?? []);
     showPeople(room.expand?.members ?? []);
   } catch (error) {
     if (!outdated()) el("send-error").textContent = explain(error);
@@ -379,7 +405,7 @@ async function send(text) {
   stopTyping();
   await pb.send("/api/topics/publish", {
     method: "POST",
-    body: { topic: ROOM_TOPIC, data: { text, from: pb.authStore.record.name } },
+    body: { topic: ROOM_TOPIC, data: { text } },
   });
 }
 
@@ -422,7 +448,11 @@ function onPresence({ type, count, members = [], message, code }) {
 
 function showPresent(summary) {
   const all = [...present.values()]
-    .map(({ id, record, state }) => ({ name: record?.name || "Somebody", me: id === self, state }))
+    .map(({ id, record, state }) => ({
+      name: record?.name || "Somebody",
+      me: id === self,
+      state,
+    }))
     .sort((a, b) => b.me - a.me || a.name.localeCompare(b.name));
   const typists = all.filter(({ me, state }) => !me && state?.typing).map(({ name }) => name);
 
@@ -471,7 +501,11 @@ function tellState() {
       if (!self || !pb.realtime.isConnected) return;
       await pb.send("/api/topics/presence", {
         method: "POST",
-        body: { topic: ROOM_TOPIC, clientId: pb.realtime.clientId, state: stateOfTab() },
+        body: {
+          topic: ROOM_TOPIC,
+          clientId: pb.realtime.clientId,
+          state: stateOfTab(),
+        },
       });
     })
     .catch((error) => console.debug("the state was not sent", error));
@@ -522,7 +556,7 @@ function onPersonal(message) {
 
 // --------------------------------------------------------------------- helpers
 
-// addLine appends a message. Everything that came over the wire is set as
+// addLine appends a message and returns its line. Everything that came over the wire is set as
 // text, never as HTML.
 function addLine(list, kind, text, from, time) {
   const line = document.createElement("li");
@@ -556,6 +590,7 @@ function addLine(list, kind, text, from, time) {
   while (list.children.length > MAX_LINES) list.firstChild.remove();
   if (list === el("messages")) el("no-messages").hidden = true;
   list.scrollTop = list.scrollHeight;
+  return line;
 }
 
 // explain turns an error of the SDK into a sentence with the server's code.
