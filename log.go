@@ -1,7 +1,9 @@
 package topics
 
 import (
+	"context"
 	"hash/maphash"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -168,7 +170,7 @@ func (p *Plugin) logDenial(app core.App, topic string, auth *core.Record, a acti
 		log, allow = app.Logger().Error, p.logs.allow
 		subject = d.Error()
 	}
-	if !allow(subject) {
+	if d.code != codeRuleError && !logsInfo(app) || !allow(subject) {
 		return
 	}
 
@@ -180,6 +182,13 @@ func (p *Plugin) logDenial(app core.App, topic string, auth *core.Record, a acti
 	}
 
 	log("Refused to let a client "+string(a)+" a topic", attrs...)
+}
+
+// logsInfo reports whether the app's log has lines of this level: those that it
+// has not are nothing to leave out.
+func logsInfo(app core.App) bool {
+	logger := app.Logger()
+	return logger.Enabled(context.Background(), slog.LevelInfo)
 }
 
 // clip returns the beginning of clients' text. What it returns may be kept: it
@@ -251,7 +260,7 @@ func (p *Plugin) logRevoked(g *grant, o outcome) {
 		log, allow = g.app.Logger().Error, p.logs.allow
 		subject = codeRevoked + " " + o.denial.Error()
 	}
-	if !allow(subject) {
+	if o.denial.code != codeRuleError && !logsInfo(g.app) || !allow(subject) {
 		return
 	}
 

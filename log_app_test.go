@@ -114,3 +114,16 @@ func TestAFloodOfFailingHandlersLeavesTheLogReadable(t *testing.T) {
 	require.Eventually(t, func() bool { return topics.From(app).Stats().OmittedLogLines == 22 }, patience, time.Millisecond)
 	require.Len(t, logLines(t, app, "A handler of a presence hook has failed"), 8)
 }
+
+// What the app's log does not want is not left out of it.
+func TestRefusalsBelowTheLogsLevelCountNothing(t *testing.T) {
+	app := newApp(t, topics.Config{LogLines: 8})
+	s := serve(t, app)
+	keepLogs(app)
+	app.Logger().Handler().(*logger.BatchHandler).SetLevel(slog.LevelWarn)
+	for i := range 20 {
+		s.publish("", fmt.Sprintf(`{"topic":"other/%d","data":1}`, i))
+	}
+	require.Zero(t, topics.From(app).Stats().OmittedLogLines)
+	require.Empty(t, logLines(t, app, refused))
+}
