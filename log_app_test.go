@@ -87,7 +87,7 @@ func TestAFloodOfRefusalsLeavesTheLogReadable(t *testing.T) {
 		}
 	}
 	require.Equal(t, 1, errors)
-	require.Greater(t, topics.From(app).Stats().OmittedLogLines, uint64(20_000))
+	require.Greater(t, topics.From(app).Stats().LogLinesOmitted, uint64(20_000))
 
 	require.Empty(t, logLines(t, app, leftOut), "the minute is not over")
 	require.NoError(t, app.OnTerminate().Trigger(&core.TerminateEvent{App: app}))
@@ -111,7 +111,7 @@ func TestAFloodOfFailingHandlersLeavesTheLogReadable(t *testing.T) {
 		c.mustSubscribe("", fmt.Sprint("room/", i))
 		<-failed
 	}
-	require.Eventually(t, func() bool { return topics.From(app).Stats().OmittedLogLines == 22 }, patience, time.Millisecond)
+	require.Eventually(t, func() bool { return topics.From(app).Stats().LogLinesOmitted == 22 }, patience, time.Millisecond)
 	require.Len(t, logLines(t, app, "A handler of a presence hook has failed"), 8)
 }
 
@@ -124,6 +124,6 @@ func TestRefusalsBelowTheLogsLevelCountNothing(t *testing.T) {
 	for i := range 20 {
 		s.publish("", fmt.Sprintf(`{"topic":"other/%d","data":1}`, i))
 	}
-	require.Zero(t, topics.From(app).Stats().OmittedLogLines)
+	require.Zero(t, topics.From(app).Stats().LogLinesOmitted)
 	require.Empty(t, logLines(t, app, refused))
 }

@@ -69,5 +69,5 @@ func TestKeysOfAnAccountStayThoughOthersHaveMany(t *testing.T) {
 	}
 	require.Equal(t, first, send(ann, "first"))
 	require.Equal(t, send(eve, "h"), send(eve, "h"))
-	require.EqualValues(t, 5, topics.From(app).Stats().DroppedIdempotencyKeys)
+	require.EqualValues(t, 5, topics.From(app).Stats().IdempotencyKeysEvicted)
 }

@@ -53,15 +53,15 @@ type Stats struct {
 	SlowConsumers uint64 `json:"slowConsumers"`
 	WriteTimeouts uint64 `json:"writeTimeouts"`
 
-	// IdempotencyKeys are remembered now. DroppedIdempotencyKeys were forgotten
+	// IdempotencyKeys are remembered now. IdempotencyKeysEvicted were forgotten
 	// before their 5 minutes were over, because their sender, or all senders
 	// together, had too many.
 	IdempotencyKeys        int    `json:"idempotencyKeys"`
-	DroppedIdempotencyKeys uint64 `json:"droppedIdempotencyKeys"`
+	IdempotencyKeysEvicted uint64 `json:"idempotencyKeysEvicted"`
 
-	// OmittedLogLines were left out of the app's log because clients had provoked
+	// LogLinesOmitted were left out of the app's log because clients had provoked
 	// [Config.LogLines] of that minute already.
-	OmittedLogLines uint64 `json:"omittedLogLines"`
+	LogLinesOmitted uint64 `json:"logLinesOmitted"`
 }
 
 type counters struct {
@@ -76,8 +76,8 @@ func (p *Plugin) Stats() Stats {
 		SlowConsumers: p.counters.slowConsumers.Load(),
 		WriteTimeouts: p.counters.writeTimeouts.Load(),
 	}
-	s.IdempotencyKeys, s.DroppedIdempotencyKeys = p.repeats.count()
-	s.OmittedLogLines = p.logs.omitted()
+	s.IdempotencyKeys, s.IdempotencyKeysEvicted = p.repeats.count()
+	s.LogLinesOmitted = p.logs.omitted()
 	p.hub.clients.Range(func(c, _ any) bool {
 		topics, records := c.(*client).queued()
 		s.Connections++
