@@ -234,13 +234,13 @@ func (p *Plugin) triggerCall(c call) error {
 }
 
 func (p *Plugin) logCallError(c call, err error) {
-	hook := [...]string{"OnOccupied", "OnVacated", "OnJoin", "OnLeave"}[c.kind]
-	if !p.logs.allow(hook + " " + err.Error()) {
+	name := [...]string{"OnOccupied", "OnVacated", "OnJoin", "OnLeave"}[c.kind]
+	if !p.logs.allow(name + " " + err.Error()) {
 		return
 	}
 	p.outerApp().Logger().Error(
 		"A handler of a presence hook has failed",
-		"hook", hook,
+		"hook", name,
 		"topic", c.topic,
 		"error", err.Error(),
 	)
