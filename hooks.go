@@ -54,6 +54,7 @@ func (p *Plugin) bindHooks(app core.App) {
 
 func (p *Plugin) onServe(e *core.ServeEvent) error {
 	p.serving.Store(&e.App)
+	p.rules.serve()
 	keepConns(e.Server)
 	p.openDisk(e.App)
 	p.bindRoutes(e)

@@ -128,6 +128,14 @@ type rules struct {
 	// generation counts the changes; current is valid while it has the same
 	generation atomic.Uint64
 	current    atomic.Pointer[ruleset]
+
+	served atomic.Bool // the app's migrations are done
+}
+
+// serve is called when the app begins to serve.
+func (r *rules) serve() {
+	r.served.Store(true)
+	r.changed() // what was read before may not have been complete
 }
 
 // newRules returns an error that names the first invalid field of the first
@@ -268,7 +276,7 @@ func (r *rules) load(app core.App) (*ruleset, error) {
 func (r *rules) read(app core.App, generation uint64, shared *plans) (*ruleset, error) {
 	set := &ruleset{generation: generation, plans: shared}
 
-	records, err := findTopicRecords(app)
+	records, err := r.findRecords(app)
 	set.missing = errors.Is(err, errRulesMissing)
 	if err != nil && !set.missing {
 		return nil, fmt.Errorf("failed to read the topic rules: %w", err)
@@ -319,10 +327,13 @@ func (r *rules) read(app core.App, generation uint64, shared *plans) (*ruleset, 
 
 var errRulesMissing = errors.New("the topic rules collection is missing")
 
-// findTopicRecords returns [errRulesMissing] when the collection is gone, which
-// denies every topic that is not in code.
-func findTopicRecords(app core.App) ([]*core.Record, error) {
+// findRecords returns [errRulesMissing] when the collection is gone, which denies
+// every topic that is not in code.
+func (r *rules) findRecords(app core.App) ([]*core.Record, error) {
 	collection, err := app.FindCachedCollectionByNameOrId(migrations.CollectionID)
+	if errors.Is(err, sql.ErrNoRows) && !r.served.Load() {
+		return nil, errRulesMissing // the migrations of a first start come to it yet
+	}
 	if errors.Is(err, sql.ErrNoRows) {
 		app.Logger().Error(
 			"The topic rules collection is missing, so every topic is denied that Config.Topics does not have. docs/operating.md says how to bring it back.",
