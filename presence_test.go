@@ -82,6 +82,7 @@ func TestNothingIsShownOfAReconnect(t *testing.T) {
 		c.mustSubscribe(annToken)
 		c.mustSubscribe(annToken, key("room/1", map[string]any{"envelope": true}))
 	}
+	waitForClients(t, app, 2) // the server notices the end of the others by itself
 	require.NoError(t, topics.Notify(app, "room/1", 1))
 	v.until("message")
 	require.Equal(t, []string{"ready", "presence", "join", "message"}, v.types)
