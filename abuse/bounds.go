@@ -1,0 +1,93 @@
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// The defaults of the config that the bounds need, and what one of a kind takes
+// at most. docs/operating.md has the same figures.
+const (
+	queueBytes              = 1 << 20
+	connectionSubscriptions = 500
+	logLines                = 60 // a minute
+
+	subscriptionBytes = 4 << 10 // its key has up to 2,500
+	positionBytes     = 1 << 10
+	idempotencyBytes  = 512
+	requestBytes      = 4 // times the body
+
+	// PocketBase lets the write-ahead log have that much
+	writeAheadBytes = 200_000_000
+
+	// strayGoroutines are those of idle connections and of people who come and go
+	strayGoroutines = 20
+)
+
+// raceMemory is how many times the memory the race detector takes, with which
+// the tests run.
+const raceMemory = 10
+
+// memoryBound is what the server may take beside what it takes without the
+// attack: twice what is alive, as the garbage collector lets the heap grow so
+// far.
+func memoryBound() int64 {
+	c := limits()
+	streams := int64(2*connections + rooms*perRoom + 3)
+	alive := int64(c.HistoryTotalBytes) +
+		streams*(queueBytes+connectionSubscriptions*subscriptionBytes) +
+		2*int64(c.MaxPositionsPerSubscriber)*positionBytes +
+		2*int64(c.MaxIdempotencyKeysPerSender)*idempotencyBytes +
+		requestBytes*(hugeText+2*connections<<20)
+	return 2 * alive
+}
+
+// diskBound is what auxiliary.db may grow by: the histories and as much again as
+// a quarter for their index and half-filled pages, and the log of the app.
+func diskBound(logBytes int64) int64 {
+	return int64(limits().HistoryDiskBytes)*5/4 + 2*logBytes
+}
+
+func (r *abuse) checkUsage() {
+	before, after := r.baseline, r.after
+	r.mu.Lock()
+	peak := r.peak
+	r.mu.Unlock()
+
+	limit := before.RSS + memoryBound()
+	if r.lenient {
+		limit *= raceMemory
+	}
+	most := max(peak.RSS, after.PeakRSS)
+	r.line(line{name: "resident memory, most", baseline: mib(before.RSS), attack: mib(most), limit: mib(limit), exceeded: most > limit})
+	limit = before.Heap + memoryBound()/2
+	r.line(line{name: "live heap, once it is over", baseline: mib(before.Heap), attack: mib(after.Heap), limit: mib(limit), exceeded: after.Heap > limit})
+
+	limit = before.Disk + diskBound(after.LogBytes)
+	disk := max(peak.Disk, after.Disk)
+	r.line(line{name: "auxiliary.db, most", baseline: mib(before.Disk), attack: mib(disk), limit: mib(limit), exceeded: disk > limit})
+	wal := max(peak.WriteAhead, after.WriteAhead)
+	r.line(line{name: "auxiliary.db-wal, most", baseline: mib(before.WriteAhead), attack: mib(wal), limit: mib(writeAheadBytes), exceeded: wal > writeAheadBytes})
+
+	minutes := int(time.Since(r.baselineFrom)/time.Minute) + 2 // in which the run may have a part
+	allowed := minutes * (logLines + 5)
+	lines := after.Lines - before.Lines
+	r.line(line{name: "lines in the log", baseline: fmt.Sprint(before.Lines), attack: fmt.Sprint(lines), limit: fmt.Sprint(allowed), exceeded: lines > allowed})
+	r.line(line{name: "longest line, bytes", baseline: fmt.Sprint(before.Longest), attack: fmt.Sprint(after.Longest), limit: fmt.Sprint(longestLine), exceeded: after.Longest > longestLine})
+	r.lines = append(r.lines, line{name: "PocketBase's own lines", baseline: fmt.Sprint(before.OtherRows), attack: fmt.Sprint(after.OtherRows - before.OtherRows)})
+
+	goroutines := before.Goroutines + strayGoroutines
+	r.line(line{name: "goroutines, once it is over", baseline: fmt.Sprint(before.Goroutines), attack: fmt.Sprint(after.Goroutines), limit: fmt.Sprint(goroutines), exceeded: after.Goroutines > goroutines})
+
+	members := rooms*perRoom + r.attacked.Connects
+	r.line(line{name: "members of " + square, attack: fmt.Sprint(r.crowd), limit: fmt.Sprint(members), exceeded: r.crowd > members})
+
+	for _, name := range slices.Sorted(maps.Keys(peak.Stats)) {
+		r.lines = append(r.lines, line{name: "Stats, most " + name, baseline: fmt.Sprint(before.Stats[name]), attack: fmt.Sprint(int64(peak.Stats[name].(float64)))})
+	}
+}
+
+// longestLine is that of a line in the log: what clients choose is clipped.
+const longestLine = 4 << 10
