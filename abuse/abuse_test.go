@@ -20,13 +20,13 @@ func TestMain(m *testing.M) {
 // A short run looks for what does not depend on the machine: histories, bounds,
 // and that nobody honest is refused or left out.
 func TestAttackersChangeNothingForOthers(t *testing.T) {
-	f, err := run(options{seed: uint64(time.Now().UnixNano()), duration: 10 * time.Second, rate: 15, proxied: true, lenient: true})
+	f, err := run(options{seed: uint64(time.Now().UnixNano()), duration: 10 * time.Second, rate: 25, proxied: true, lenient: true})
 	require.NoError(t, err)
 	t.Log("\n" + f.String())
 	require.Empty(t, f.faults)
 	require.NotZero(t, f.recovered)
 	require.NotZero(t, f.attacked.Connects)
-	require.Greater(t, len(f.attacked.Kinds), len(requestAttacks)) // and some sets of subscriptions
+	require.Greater(t, len(f.attacked.Kinds), len(requestAttacks)/2+len(streamAttacks)/2) // on a slow machine not all
 }
 
 // The checks find what they are there for.

@@ -32,6 +32,7 @@ type attackPlan struct {
 type attackReport struct {
 	Connects int               `json:"connects"`
 	Received int64             `json:"received"` // bytes of event streams
+	CPU      time.Duration     `json:"cpu"`
 	Kinds    map[string]*tally `json:"kinds"`
 	Codes    map[string]int    `json:"codes"`    // of refusals
 	Failures []string          `json:"failures"` // some of the answers with a status of 500 and more
@@ -93,6 +94,7 @@ func attack(raw []byte) error {
 	working.Wait()
 
 	a.report.Connects, a.report.Received = int(a.connects.Load()), a.received.Load()
+	a.report.CPU = cpuTime()
 	report, err := json.Marshal(a.report)
 	if err != nil {
 		return err
@@ -123,12 +125,14 @@ type worker struct {
 }
 
 // holding is how long a worker keeps a set of subscriptions.
-const holding = 5 * time.Second
+const holding = 3 * time.Second
 
 func (w *worker) live(ctx context.Context) {
 	w.ctx = ctx
 	defer w.drains.Wait()
 
+	// not all at the same moment
+	pause(ctx, holding*time.Duration(w.number)/connections)
 	held, asked := w.kinds(streamAttacks), w.kinds(requestAttacks)
 	for turn := w.number; ctx.Err() == nil; turn++ {
 		if !w.open() {

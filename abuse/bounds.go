@@ -84,9 +84,17 @@ func (r *abuse) checkUsage() {
 	members := rooms*perRoom + r.attacked.Connects
 	r.line(line{name: "members of " + square, attack: fmt.Sprint(r.crowd), limit: fmt.Sprint(members), exceeded: r.crowd > members})
 
+	r.lines = append(r.lines,
+		line{name: "processors that the server uses", baseline: cores(before.CPU-r.start.CPU, r.attackFrom.Sub(r.baselineFrom)), attack: cores(r.during.CPU-before.CPU, r.attackTo.Sub(r.attackFrom))},
+		line{name: "processors of the attackers", attack: cores(r.attacked.CPU, r.attackTo.Sub(r.attackFrom))},
+	)
 	for _, name := range slices.Sorted(maps.Keys(peak.Stats)) {
 		r.lines = append(r.lines, line{name: "Stats, most " + name, baseline: fmt.Sprint(before.Stats[name]), attack: fmt.Sprint(int64(peak.Stats[name].(float64)))})
 	}
+}
+
+func cores(used, of time.Duration) string {
+	return fmt.Sprintf("%.2f", used.Seconds()/of.Seconds())
 }
 
 // longestLine is that of a line in the log: what clients choose is clipped.

@@ -13,9 +13,11 @@ type figures struct {
 	seed                               uint64
 	baselineFrom, attackFrom, attackTo time.Time
 
-	baseline, after usage
-	attacked        attackReport
-	crowd           int // members of the square, at the end of the attack
+	// at the beginning and the end of the baseline, at the end of the attack, and
+	// when it is over
+	start, baseline, during, after usage
+	attacked                       attackReport
+	crowd                          int // members of the square, at the end of the attack
 
 	recovered            int      // messages that people with resume have
 	keptWanted, keptLost int      // messages that histories must hold

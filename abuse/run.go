@@ -160,7 +160,11 @@ func (r *abuse) live(plan attackPlan) error {
 	sampling.Go(func() { r.sample(ctx) })
 
 	r.baselineFrom = time.Now().Add(warmUp)
-	time.Sleep(max(r.duration/4, 2*warmUp))
+	time.Sleep(warmUp)
+	if err := r.admin.get("/abuse/usage", &r.start); err != nil {
+		return err
+	}
+	time.Sleep(max(r.duration/4-warmUp, warmUp))
 	if err := r.admin.get("/abuse/usage?deep=1", &r.baseline); err != nil {
 		return err
 	}
@@ -177,6 +181,9 @@ func (r *abuse) live(plan attackPlan) error {
 	}
 	time.Sleep(r.duration - r.duration/4)
 	r.crowd = r.countMembers(square)
+	if err := r.admin.get("/abuse/usage", &r.during); err != nil {
+		return err
+	}
 	r.attackTo = time.Now()
 	ceasefire()
 	attackers.Stop()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"os"
@@ -179,6 +180,7 @@ type usage struct {
 	Heap       int64          `json:"heap"`       // live, after a collection
 	Disk       int64          `json:"disk"`       // auxiliary.db
 	WriteAhead int64          `json:"writeAhead"` // its log
+	CPU        time.Duration  `json:"cpu"`        // since the start
 	Goroutines int            `json:"goroutines"`
 	Stats      map[string]any `json:"stats"`
 
@@ -209,6 +211,7 @@ func usageOf(e *core.RequestEvent) error {
 		}
 	}
 	u.RSS, u.PeakRSS = residentMemory()
+	u.CPU = cpuTime()
 	for name, size := range map[string]*int64{"auxiliary.db": &u.Disk, "auxiliary.db-wal": &u.WriteAhead} {
 		if info, err := os.Stat(filepath.Join(e.App.DataDir(), name)); err == nil {
 			*size = info.Size()
@@ -220,6 +223,25 @@ func usageOf(e *core.RequestEvent) error {
 	}
 	u.Stats = stats
 	return e.JSON(http.StatusOK, u)
+}
+
+// cpuTime returns the CPU time of this process. Outside Linux it is 0.
+func cpuTime() time.Duration {
+	raw, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		return 0
+	}
+	// what follows the name, which may have any bytes
+	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
+	ticks := 0 // hundredths of a second
+	for _, field := range fields[11:13] {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			return 0
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
 // residentMemory returns the memory of this process in bytes, and the most that

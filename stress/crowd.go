@@ -14,6 +14,11 @@ const (
 	// (some 10 ms) and a flush (at most 250 ms) have room.
 	within = time.Second
 
+	// killLoses is what a kill may lose: messages that were answered, and members
+	// who have come, no longer than that before it. The server commits to the disk
+	// within this time, also when it gets little of the processor.
+	killLoses = 2 * time.Second
+
 	// noticing is how much earlier than this program the server may have noticed
 	// the end of a connection, for example of one that has stopped reading.
 	noticing = 2 * time.Second
@@ -190,18 +195,21 @@ func (p *person) within() bool {
 }
 
 // stop is called before the server stops.
-func (c *crowd) stop() {
+func (c *crowd) stop(clean bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
+	fresh := within // who has come a moment ago may not be a member yet
+	if !clean {
+		fresh += killLoses // nor on the disk
+	}
 	c.era++
 	for _, people := range c.topics {
 		for _, p := range people {
-			// who has come a moment ago may not be on the disk yet
 			if len(p.visits) > 0 {
 				p.left = time.Now()
 			}
-			if time.Since(p.here) < within || !p.within() || !p.lasting {
+			if time.Since(p.here) < fresh || !p.within() || !p.lasting {
 				p.here = time.Time{}
 			}
 			clear(p.visits)

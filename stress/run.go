@@ -21,6 +21,7 @@ type options struct {
 	seed        uint64
 	duration    time.Duration
 	subscribers int
+	burners     int
 }
 
 // stress is one run.
@@ -100,6 +101,11 @@ func run(o options) (f figures, err error) {
 	}
 	defer func() { r.server.Kill() }()
 	r.address = r.server.Address // and the same after a restart
+	extinguish, err := r.startBurners()
+	if err != nil {
+		return f, err
+	}
+	defer extinguish()
 
 	tokens := map[string]string{}
 	if err := r.post("/stress/tokens", "", `{"count":`+strconv.Itoa(o.subscribers)+`}`, &tokens); err != nil {
@@ -287,7 +293,7 @@ func (r *stress) start() error {
 }
 
 func (r *stress) restart(clean bool) {
-	r.crowd.stop()
+	r.crowd.stop(clean)
 	defer r.crowd.resume()
 	if clean {
 		r.server.Stop()

@@ -9,10 +9,10 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The server is this program too.
+// The server and the burners are this program too.
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(serveEnv); dir != "" {
-		os.Exit(status(serve(dir, os.Getenv(addressEnv))))
+	if code, other := otherProcess(); other {
+		os.Exit(code)
 	}
 	os.Exit(m.Run())
 }
@@ -60,7 +60,22 @@ func TestTheChecksFindFaults(t *testing.T) {
 		require.NotEmpty(t, r.truth.faults, name)
 	}
 
+	// a kill may lose what was answered right before it, and nothing else
 	r, s := begin()
+	r.truth.kills = []time.Time{time.Now()}
+	for _, e := range []envelope{message(1), gap("epoch", 1), message(3)} {
+		s.receive(nil, e)
+	}
+	require.Empty(t, r.truth.faults)
+	r, s = begin()
+	r.truth.topics["many/1"].answered[2] = time.Now().Add(-killLoses)
+	r.truth.kills = []time.Time{time.Now()}
+	for _, e := range []envelope{message(1), gap("epoch", 1), message(3)} {
+		s.receive(nil, e)
+	}
+	require.Contains(t, strings.Join(r.truth.faults, "\n"), "before a kill")
+
+	r, s = begin()
 	s.person.member.taken = time.Now().Add(-time.Hour)
 	s.receive(nil, message(1))
 	require.NotEmpty(t, r.truth.faults, "a message without the right")
@@ -168,7 +183,7 @@ func TestTheChecksOfMembersFindFaults(t *testing.T) {
 	}
 	s.receive(nil, both)
 	require.Empty(t, r.truth.faults)
-	r.crowd.stop()
+	r.crowd.stop(true)
 	r.crowd.resume()
 	r.crowd.enter(r.crowd.come(ann), ann)
 	s.receive(nil, both)

@@ -39,6 +39,7 @@ type subscriber struct {
 	last    int            // the newest
 	skipped map[int]bool   // what a gap has covered
 	gap     bool           // told since the last message
+	evicted bool           // and one of these gaps was an eviction
 	started bool           // a first ready has come
 }
 
@@ -270,6 +271,7 @@ func (s *subscriber) receive(v *visit, e envelope) (stop bool) {
 	case "gap":
 		t.gaps.Add(1)
 		s.gap = true
+		s.evicted = s.evicted || e.Reason == "evicted" || s.run.evicting.Load()
 		s.checkGap(e)
 	case "recovered":
 		t.recovered.Add(1)
@@ -321,9 +323,17 @@ func (s *subscriber) message(e envelope) {
 		}
 	}
 
-	if s.last > 0 && !s.gap {
-		for _, lost := range t.between(s.topic, s.last, n) {
-			t.fault("%s of %s got message %d after %d and never %d, without a word", s.name(), s.topic, n, s.last, lost)
+	if s.last > 0 {
+		lost := t.between(s.topic, s.last, n)
+		if !s.gap {
+			for _, lost := range lost {
+				t.fault("%s of %s got message %d after %d and never %d, without a word", s.name(), s.topic, n, s.last, lost)
+			}
+		} else if !s.evicted && strings.HasPrefix(s.topic, "many/") {
+			// only kills are a reason for a gap there
+			for _, lost := range t.outliveKills(s.topic, lost) {
+				t.fault("%s of %s got message %d after %d and never %d, which was answered more than %v before a kill", s.name(), s.topic, n, s.last, lost, killLoses)
+			}
 		}
 	}
 	if s.last > 0 {
@@ -332,7 +342,7 @@ func (s *subscriber) message(e envelope) {
 			s.skipped[missed] = true
 		}
 	}
-	s.gap = false
+	s.gap, s.evicted = false, false
 	s.last = max(s.last, n)
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,9 +22,9 @@ type truth struct {
 }
 
 type topicTruth struct {
-	// of each message: when its publish began, and whether it was answered
+	// of each message: when its publish began and was answered, or zero
 	begun    []time.Time
-	answered []bool
+	answered []time.Time
 }
 
 func newTruth() *truth { return &truth{topics: map[string]*topicTruth{}} }
@@ -35,11 +36,11 @@ func (t *truth) begin(topic string) int {
 
 	of := t.topics[topic]
 	if of == nil {
-		of = &topicTruth{begun: []time.Time{{}}, answered: []bool{false}} // numbers start at 1
+		of = &topicTruth{begun: []time.Time{{}}, answered: []time.Time{{}}} // numbers start at 1
 		t.topics[topic] = of
 	}
 	of.begun = append(of.begun, time.Now())
-	of.answered = append(of.answered, false)
+	of.answered = append(of.answered, time.Time{})
 	return len(of.begun) - 1
 }
 
@@ -47,7 +48,7 @@ func (t *truth) answer(topic string, n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 
-	t.topics[topic].answered[n] = true
+	t.topics[topic].answered[n] = time.Now()
 	t.published.Add(1)
 }
 
@@ -61,7 +62,7 @@ func (t *truth) between(topic string, after, before int) (list []int) {
 		return nil
 	}
 	for n := after + 1; n < min(before, len(of.answered)); n++ {
-		if of.answered[n] {
+		if !of.answered[n].IsZero() {
 			list = append(list, n)
 		}
 	}
@@ -86,6 +87,24 @@ func (t *truth) newest(topic string) int {
 		return len(of.begun) - 1
 	}
 	return 0
+}
+
+// outliveKills returns those of a topic's answered messages that no kill may
+// lose.
+func (t *truth) outliveKills(topic string, list []int) (kept []int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	of := t.topics[topic]
+	for _, n := range list {
+		answered := of.answered[n]
+		if !slices.ContainsFunc(t.kills, func(kill time.Time) bool {
+			return answered.After(kill.Add(-killLoses)) && of.begun[n].Before(kill.Add(killLoses))
+		}) {
+			kept = append(kept, n)
+		}
+	}
+	return kept
 }
 
 func (t *truth) killed() bool {
