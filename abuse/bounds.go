@@ -84,13 +84,23 @@ func (r *abuse) checkUsage() {
 	members := rooms*perRoom + r.attacked.Connects
 	r.line(line{name: "members of " + square, attack: fmt.Sprint(r.crowd), limit: fmt.Sprint(members), exceeded: r.crowd > members})
 
-	r.lines = append(r.lines,
-		line{name: "processors that the server uses", baseline: cores(before.CPU-r.start.CPU, r.attackFrom.Sub(r.baselineFrom)), attack: cores(r.during.CPU-before.CPU, r.attackTo.Sub(r.attackFrom))},
-		line{name: "processors of the attackers", attack: cores(r.attacked.CPU, r.attackTo.Sub(r.attackFrom))},
-	)
+	r.checkProcessors()
 	for _, name := range slices.Sorted(maps.Keys(peak.Stats)) {
 		r.lines = append(r.lines, line{name: "Stats, most " + name, baseline: fmt.Sprint(before.Stats[name]), attack: fmt.Sprint(int64(peak.Stats[name].(float64)))})
 	}
+}
+
+// checkProcessors adds how many processors were busy, and with what. What is not
+// of this program slows honest people down too.
+func (r *abuse) checkProcessors() {
+	baseline, attack := r.attackFrom.Sub(r.baselineFrom), r.attackTo.Sub(r.attackFrom)
+	servedBefore, served := r.baseline.CPU-r.start.CPU, r.during.CPU-r.baseline.CPU
+	allBefore, all := r.baseline.Machine-r.start.Machine, r.during.Machine-r.baseline.Machine
+	r.lines = append(r.lines,
+		line{name: "processors of the server", baseline: cores(servedBefore, baseline), attack: cores(served, attack)},
+		line{name: "processors of the attackers", attack: cores(r.attacked.CPU, attack)},
+		line{name: "processors of all others", baseline: cores(allBefore-servedBefore, baseline), attack: cores(all-served-r.attacked.CPU, attack)},
+	)
 }
 
 func cores(used, of time.Duration) string {

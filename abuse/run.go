@@ -148,14 +148,19 @@ func (r *abuse) live(plan attackPlan) error {
 	living.Go(func() { r.people[steady+1].beAway(ctx, quiet, calm) })
 	var losing sync.WaitGroup
 	losing.Go(func() { r.loser.live(calm) })
+	begin := time.Now()
+	publish := func(topic string, send sender) {
+		begin = begin.Add(period / (rooms + 3)) // people do not send at the same moment
+		due := begin
+		sending.Go(func() { r.publish(publishing, due, topic, send) })
+	}
 	for i := range rooms {
-		sender := r.people[i*perRoom]
-		sending.Go(func() { r.publish(publishing, sender.room, sender.publish) })
+		p := r.people[i*perRoom]
+		publish(p.room, p.publish)
 	}
-	sending.Go(func() { r.publish(publishing, square, r.people[0].publish) })
-	for _, topic := range []string{clock, wide} {
-		sending.Go(func() { r.publish(publishing, topic, r.notify) })
-	}
+	publish(square, r.people[0].publish)
+	publish(clock, r.notify)
+	publish(wide, r.notify)
 	r.resetPeak()
 	sampling.Go(func() { r.sample(ctx) })
 
@@ -204,9 +209,11 @@ func (r *abuse) live(plan attackPlan) error {
 	return nil
 }
 
+// sender sends a message to a topic, and returns the id if it knows it.
+type sender func(topic string, m message) (id string, err error)
+
 // publish sends to a topic at a steady rate.
-func (r *abuse) publish(ctx context.Context, topic string, send func(topic string, m message) (id string, err error)) {
-	due := time.Now()
+func (r *abuse) publish(ctx context.Context, due time.Time, topic string, send sender) {
 	for {
 		due = due.Add(period)
 		pause(ctx, time.Until(due))

@@ -181,6 +181,7 @@ type usage struct {
 	Disk       int64          `json:"disk"`       // auxiliary.db
 	WriteAhead int64          `json:"writeAhead"` // its log
 	CPU        time.Duration  `json:"cpu"`        // since the start
+	Machine    time.Duration  `json:"machine"`    // that of all processes
 	Goroutines int            `json:"goroutines"`
 	Stats      map[string]any `json:"stats"`
 
@@ -211,7 +212,7 @@ func usageOf(e *core.RequestEvent) error {
 		}
 	}
 	u.RSS, u.PeakRSS = residentMemory()
-	u.CPU = cpuTime()
+	u.CPU, u.Machine = cpuTime(), machineTime()
 	for name, size := range map[string]*int64{"auxiliary.db": &u.Disk, "auxiliary.db-wal": &u.WriteAhead} {
 		if info, err := os.Stat(filepath.Join(e.App.DataDir(), name)); err == nil {
 			*size = info.Size()
@@ -240,6 +241,24 @@ func cpuTime() time.Duration {
 			return 0
 		}
 		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
+}
+
+// machineTime returns the CPU time of all processes of the machine. Outside
+// Linux it is 0.
+func machineTime() time.Duration {
+	raw, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	const idle, wait, guest = 3, 4, 8 // guest time counts as user time too
+	line, _, _ := strings.Cut(string(raw), "\n")
+	ticks := 0
+	for i, field := range strings.Fields(line)[1:] {
+		if n, err := strconv.Atoi(field); err == nil && i != idle && i != wait && i < guest {
+			ticks += n
+		}
 	}
 	return time.Duration(ticks) * 10 * time.Millisecond
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,16 @@ func TestNothingIsLostSilently(t *testing.T) {
 	require.NotZero(t, f.restarts)
 	require.NotZero(t, f.presence)
 	require.NotZero(t, f.refused)
+}
+
+// Nor when the server gets little of the processor.
+func TestNothingIsLostSilentlyByAStarvedServer(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	f, err := run(options{seed: seed, duration: 4 * time.Second, subscribers: 12, burners: 2 * runtime.NumCPU()})
+	t.Log(f)
+	require.NoError(t, err)
+	require.NotZero(t, f.delivered)
+	require.NotZero(t, f.restarts)
 }
 
 // The checks find what they are there for.
