@@ -5,6 +5,9 @@ NEXT_GO         := 1.27.0
 # How long make fuzz runs each fuzz target.
 FUZZTIME ?= 20s
 
+# The randomized tests whose length -rounds sets; see full.
+ROUNDS_TESTS := 'Model|PlansDecide|NoWriteThatMatters'
+
 # make next sets these two differently for the test targets.
 MODFILE := go.mod
 RACE    := -race
@@ -42,6 +45,11 @@ $(NPM_READY): e2e/package-lock.json
 stress: ## look for lost and wrong messages for 20 s; STRESS="-seed 1 -duration 5m"
 	go run -race ./stress $(STRESS)
 
+.PHONY: abuse
+abuse: ## measure for 60 s what attackers change for others; ABUSE="-seed 1 -only flood"
+	go build -o $(BIN)/abuse ./abuse
+	$(BIN)/abuse $(ABUSE)
+
 .PHONY: bench
 bench: ## measure against the documented notify loop; BENCH="-scenario burst" and so on
 	go build -o $(BIN)/bench ./bench
@@ -76,6 +84,18 @@ fuzz: ## run each fuzz target for FUZZTIME=20s
 		echo "$$target in $$package"; \
 		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || exit 1; \
 	done
+
+# The short forms of all of these but the benchmarks are part of make test.
+.PHONY: full
+full: ## run the tests many times, and stress, abuse, fuzz and bench for long, about 90 min
+	go test $(RACE) -timeout 60m -count 5 ./...
+	go test $(RACE) -timeout 60m -run $(ROUNDS_TESTS) . -rounds 20
+	$(MAKE) stress STRESS="-duration 5m"
+	$(MAKE) stress STRESS="-duration 2m -burners 8"
+	$(MAKE) abuse ABUSE="-duration 5m"
+	$(MAKE) abuse ABUSE="-proxied=false"
+	$(MAKE) fuzz FUZZTIME=2m
+	$(MAKE) bench
 
 .PHONY: next
 next: export GOTOOLCHAIN := go$(NEXT_GO)

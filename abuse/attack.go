@@ -44,6 +44,8 @@ type tally struct {
 	Refused int `json:"refused"` // status 4xx
 	Failed  int `json:"failed"`  // status 5xx
 	Broken  int `json:"broken"`  // no answer
+
+	Slowest time.Duration `json:"slowest"` // answer
 }
 
 // attackers are all the connections of both of them.
@@ -53,8 +55,8 @@ type attackers struct {
 	connects atomic.Int64
 	received atomic.Int64
 
-	// large is held while a body of several megabytes is sent: the time that
-	// PocketBase takes to read it is no fault of the plugin
+	// large is held while a body of several megabytes is sent, so that it is one at
+	// a time: what PocketBase takes to read it is no fault of the plugin
 	large sync.Mutex
 
 	mu     sync.Mutex
@@ -63,7 +65,6 @@ type attackers struct {
 
 // attack goes on until standard input ends.
 func attack(raw []byte) error {
-	lowerPriority()
 	runtime.GOMAXPROCS(1)
 
 	a := &attackers{report: attackReport{Kinds: map[string]*tally{}, Codes: map[string]int{}}}
@@ -226,6 +227,7 @@ func (w *worker) send(kind, method, path string, body io.Reader) {
 		w.count(kind, &tally{Broken: 1}, "", "")
 		return
 	}
+	begun := time.Now()
 	response, err := w.http.Do(request.WithContext(w.ctx))
 	if err != nil {
 		w.count(kind, &tally{Broken: 1}, "", err.Error())
@@ -237,28 +239,31 @@ func (w *worker) send(kind, method, path string, body io.Reader) {
 	if err == nil {
 		_, err = io.Copy(io.Discard, response.Body)
 	}
+	took := time.Since(begun)
 	switch {
 	case err != nil:
 		w.count(kind, &tally{Broken: 1}, "", "")
 	case response.StatusCode >= http.StatusInternalServerError:
-		w.count(kind, &tally{Failed: 1}, "", fmt.Sprintf("%s: %s: %.300s", kind, response.Status, answer))
+		w.count(kind, &tally{Failed: 1, Slowest: took}, "", fmt.Sprintf("%s: %s: %.300s", kind, response.Status, answer))
 	case response.StatusCode >= http.StatusBadRequest:
 		code := response.Status
 		if found := codePattern.FindSubmatch(answer); found != nil {
 			code = string(found[1])
 		}
-		w.count(kind, &tally{Refused: 1}, code, "")
+		w.count(kind, &tally{Refused: 1, Slowest: took}, code, "")
 	default:
-		w.count(kind, &tally{Taken: 1}, "", "")
+		w.count(kind, &tally{Taken: 1, Slowest: took}, "", "")
 	}
 }
 
 var codePattern = regexp.MustCompile(`"code":"([a-z_]+)"`)
 
-// postRaw sends a body, a large one alone.
+// postRaw sends a body. It leaves out a large one while another one is sent.
 func (w *worker) postRaw(kind, path, body string) {
 	if len(body) > 1<<20 {
-		w.large.Lock()
+		if !w.large.TryLock() {
+			return
+		}
 		defer w.large.Unlock()
 	}
 	w.send(kind, http.MethodPost, path, strings.NewReader(body))
@@ -295,6 +300,7 @@ func (a *attackers) count(kind string, more *tally, code, failure string) {
 	t.Refused += more.Refused
 	t.Failed += more.Failed
 	t.Broken += more.Broken
+	t.Slowest = max(t.Slowest, more.Slowest)
 	if code != "" {
 		a.report.Codes[code]++
 	}
@@ -314,10 +320,10 @@ func (r attackReport) failed() (n int) {
 func (r attackReport) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "the attackers: %d connections, %.1f MB received\n", r.Connects, float64(r.Received)/1e6)
-	fmt.Fprintf(&b, "  %-18s %8s %8s %8s %8s\n", "", "taken", "refused", "failed", "broken")
+	fmt.Fprintf(&b, "  %-18s %8s %8s %8s %8s %8s\n", "", "taken", "refused", "failed", "broken", "slowest")
 	for _, kind := range slices.Sorted(maps.Keys(r.Kinds)) {
 		t := r.Kinds[kind]
-		fmt.Fprintf(&b, "  %-18s %8d %8d %8d %8d\n", kind, t.Taken, t.Refused, t.Failed, t.Broken)
+		fmt.Fprintf(&b, "  %-18s %8d %8d %8d %8d %8s\n", kind, t.Taken, t.Refused, t.Failed, t.Broken, short(t.Slowest))
 	}
 	for _, code := range slices.Sorted(maps.Keys(r.Codes)) {
 		fmt.Fprintf(&b, "  %d refusals with %s\n", r.Codes[code], code)
