@@ -124,6 +124,7 @@ func TestFiguresHaveLimits(t *testing.T) {
 		"a long line":          {func(r *abuse) { r.after.Longest = longestLine + 1 }, "longest line"},
 		"goroutines":           {func(r *abuse) { r.after.Goroutines = 1000 }, "goroutines"},
 		"members":              {func(r *abuse) { r.crowd = 1000 }, "members of open/square"},
+		"a full history":       {func(r *abuse) { r.peak.Stats["historyBytes"] = 1e12 }, "historyBytes"},
 		"failures":             {func(r *abuse) { r.attacked.Kinds = map[string]*tally{"flood": {Failed: 1}} }, "status of 5xx"},
 		"duplicate keys":       {func(r *abuse) { r.attacked.Kinds = map[string]*tally{duplicates: {Taken: 1}} }, "duplicate keys"},
 	} {

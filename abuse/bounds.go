@@ -85,8 +85,30 @@ func (r *abuse) checkUsage() {
 	r.line(line{name: "members of " + square, attack: fmt.Sprint(r.crowd), limit: fmt.Sprint(members), exceeded: r.crowd > members})
 
 	r.checkProcessors()
-	for _, name := range slices.Sorted(maps.Keys(peak.Stats)) {
-		r.lines = append(r.lines, line{name: "Stats, most " + name, baseline: fmt.Sprint(before.Stats[name]), attack: fmt.Sprint(int64(peak.Stats[name].(float64)))})
+	r.checkStats(before.Stats, peak.Stats)
+}
+
+// checkStats adds what Plugin.Stats has counted.
+func (r *abuse) checkStats(before, peak map[string]any) {
+	c := limits()
+	bounds := map[string]int64{
+		"histories":        int64(c.MaxTopics),
+		"historyBytes":     int64(c.HistoryTotalBytes),
+		"historyDiskBytes": int64(c.HistoryDiskBytes),
+		"positions":        int64(c.MaxPositions),
+		"historyLag":       int64(killLoses / time.Millisecond),
+	}
+	if r.lenient {
+		bounds["historyLag"] *= 30
+	}
+	for _, name := range slices.Sorted(maps.Keys(peak)) {
+		was, _ := before[name].(float64)
+		is, _ := peak[name].(float64)
+		l := line{name: "Stats, most " + name, baseline: fmt.Sprint(int64(was)), attack: fmt.Sprint(int64(is))}
+		if bound, bounded := bounds[name]; bounded {
+			l.limit, l.exceeded = fmt.Sprint(bound), int64(is) > bound
+		}
+		r.line(l)
 	}
 }
 
@@ -106,6 +128,9 @@ func (r *abuse) checkProcessors() {
 func cores(used, of time.Duration) string {
 	return fmt.Sprintf("%.2f", used.Seconds()/of.Seconds())
 }
+
+// killLoses is how much a kill of the server may lose.
+const killLoses = 2 * time.Second
 
 // longestLine is that of a line in the log: what clients choose is clipped.
 const longestLine = 4 << 10

@@ -14,9 +14,10 @@ const (
 	// (some 10 ms) and a flush (at most 250 ms) have room.
 	within = time.Second
 
-	// killLoses is what a kill may lose: messages that were answered, and members
-	// who have come, no longer than that before it. The server commits to the disk
-	// within this time, also when it gets little of the processor.
+	// killLoses is what a kill may lose: members who have come, positions that have
+	// begun, and messages that were answered, no longer than that before it. Of
+	// messages it may be more if the server has said so by Stats().HistoryLag right
+	// before the kill. The flag -loses has another time, for busy machines.
 	killLoses = 2 * time.Second
 
 	// noticing is how much earlier than this program the server may have noticed
@@ -37,6 +38,7 @@ type crowd struct {
 	era    int // odd while the server is away
 	start  time.Time
 	killed time.Time
+	loses  time.Duration // what a kill may lose
 }
 
 // person is an account or a guest on one topic. crowd.mu guards it.
@@ -79,7 +81,9 @@ type visit struct {
 	ended   bool
 }
 
-func newCrowd() *crowd { return &crowd{topics: map[string]map[string]*person{}, start: time.Now()} }
+func newCrowd(loses time.Duration) *crowd {
+	return &crowd{topics: map[string]map[string]*person{}, start: time.Now(), loses: loses}
+}
 
 // person returns the one of that id, who is new to the topic at first.
 func (c *crowd) person(topic, id string, guest, lasting bool) *person {
@@ -201,7 +205,7 @@ func (c *crowd) stop(clean bool) {
 
 	fresh := within // who has come a moment ago may not be a member yet
 	if !clean {
-		fresh += killLoses // nor on the disk
+		fresh += c.loses // nor on the disk
 	}
 	c.era++
 	for _, people := range c.topics {

@@ -26,6 +26,7 @@ import (
 const (
 	serveEnv   = "TOPICS_STRESS_SERVE"
 	addressEnv = "TOPICS_STRESS_ADDRESS"
+	overlapEnv = "TOPICS_STRESS_OVERLAP"
 	burnEnv    = "TOPICS_STRESS_BURN"
 )
 
@@ -38,6 +39,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64(), "of the random decisions")
 	flag.DurationVar(&o.duration, "duration", 20*time.Second, "how long to go on")
 	flag.IntVar(&o.subscribers, "subscribers", 60, "how many there are")
+	flag.DurationVar(&o.loses, "loses", killLoses, "what a kill of the server may lose, as a time")
 	flag.IntVar(&o.burners, "burners", 0, "how many goroutines of another process burn CPU time")
 	flag.Parse()
 
@@ -50,7 +52,11 @@ func main() {
 // itself, and returns its exit status.
 func otherProcess() (code int, other bool) {
 	if dir := os.Getenv(serveEnv); dir != "" {
-		return status(serve(dir, os.Getenv(addressEnv))), true
+		overlap, err := time.ParseDuration(os.Getenv(overlapEnv))
+		if err == nil {
+			err = serve(dir, os.Getenv(addressEnv), overlap)
+		}
+		return status(err), true
 	}
 	if count := os.Getenv(burnEnv); count != "" {
 		return status(burn(count)), true

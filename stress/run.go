@@ -22,6 +22,16 @@ type options struct {
 	duration    time.Duration
 	subscribers int
 	burners     int
+	loses       time.Duration // see killLoses
+}
+
+// overlap is the server's ResumeOverlap: for so long this process may stop
+// reading, which it does when it is starved.
+func (o options) overlap() time.Duration {
+	if o.burners > 0 {
+		return 10 * time.Second
+	}
+	return 2 * time.Second
 }
 
 // stress is one run.
@@ -91,7 +101,7 @@ func run(o options) (f figures, err error) {
 	defer os.RemoveAll(dir)
 
 	r := &stress{
-		options: o, dir: dir, truth: newTruth(), crowd: newCrowd(), address: "127.0.0.1:0",
+		options: o, dir: dir, truth: newTruth(), crowd: newCrowd(o.loses), address: "127.0.0.1:0",
 		random: rand.New(rand.NewPCG(o.seed, 1)),
 		http:   &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}},
 		conns:  map[net.Conn]struct{}{},
@@ -284,7 +294,7 @@ func (r *stress) settle(subscribers []*subscriber) {
 }
 
 func (r *stress) start() error {
-	server, err := testserver.Start(serveEnv+"="+r.dir, addressEnv+"="+r.address)
+	server, err := testserver.Start(serveEnv+"="+r.dir, addressEnv+"="+r.address, overlapEnv+"="+r.overlap().String())
 	if err != nil {
 		return err
 	}
@@ -298,8 +308,12 @@ func (r *stress) restart(clean bool) {
 	if clean {
 		r.server.Stop()
 	} else {
+		var lag int64
+		if err := r.request(http.MethodGet, "/stress/lag", "", "", &lag); err != nil {
+			r.truth.fault("the server does not say how far its disk is behind: %v", err)
+		}
 		r.truth.mu.Lock()
-		r.truth.kills = append(r.truth.kills, time.Now())
+		r.truth.kills = append(r.truth.kills, kill{time.Now(), r.loses + time.Duration(lag)*time.Millisecond})
 		r.truth.mu.Unlock()
 		r.server.Kill()
 		r.crowd.mu.Lock()

@@ -11,7 +11,6 @@ import (
 )
 
 const (
-	overlap  = 2 * time.Second
 	keptFew  = 40 // of the topics few/n
 	keptMany = 5000
 	maxLogs  = 6
@@ -25,7 +24,7 @@ const (
 )
 
 // serve runs the server.
-func serve(dir, address string) error {
+func serve(dir, address string, overlap time.Duration) error {
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir})
 	rule := "@request.auth.id != '' && @collection.members.user ?= @request.auth.id && @collection.members.topic ?= @topic"
 	sight := "@request.auth.id != '' && @collection.viewers.user ?= @request.auth.id && @collection.viewers.topic ?= @topic"
@@ -68,6 +67,7 @@ func serve(dir, address string) error {
 		group.POST("/member", setMember)
 		group.POST("/tokens", tokens)
 		group.POST("/name", setName)
+		group.GET("/lag", lag)
 		return nil
 	})
 }
@@ -134,6 +134,11 @@ func setName(e *core.RequestEvent) error {
 	}
 	user.Set("name", body.Name)
 	return e.App.SaveNoValidate(user)
+}
+
+// lag answers how many milliseconds of messages a kill would lose now.
+func lag(e *core.RequestEvent) error {
+	return e.JSON(http.StatusOK, topics.From(e.App).Stats().HistoryLag)
 }
 
 // tokens makes so many accounts.

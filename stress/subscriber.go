@@ -40,7 +40,7 @@ type subscriber struct {
 	skipped map[int]bool   // what a gap has covered
 	gap     bool           // told since the last message
 	evicted bool           // and one of these gaps was an eviction
-	started bool           // a first ready has come
+	started time.Time      // when the first ready came
 }
 
 // name is for faults.
@@ -182,9 +182,9 @@ func (s *subscriber) connection() error {
 		if stop := s.receive(visit, e); stop {
 			return nil
 		}
-		if stalls && !s.run.calm() && s.random.IntN(50) == 0 && time.Since(stalled) > overlap {
+		if stalls && !s.run.calm() && s.random.IntN(50) == 0 && time.Since(stalled) > s.run.overlap() {
 			s.run.truth.stalls.Add(1)
-			time.Sleep(overlap / 4)
+			time.Sleep(500 * time.Millisecond)
 			stalled = time.Now()
 		}
 	}
@@ -249,13 +249,16 @@ func (s *subscriber) receive(v *visit, e envelope) (stop bool) {
 		s.message(e)
 	case "ready":
 		resumed := e.Resumed != nil && *e.Resumed
-		if s.resume != "" && s.started && !resumed {
-			t.fault("%s of %s was not resumed", s.name(), s.topic)
+		forgotten := s.resume != "" && !s.started.IsZero() && !resumed
+		if forgotten && !t.killedAfter(s.started) {
+			t.fault("%s of %s was not resumed (%s)", s.name(), s.topic, t.story(s.started))
 		}
-		if s.resume == "" {
-			s.last = 0 // every connection is a beginning
+		if s.resume == "" || forgotten {
+			s.last = 0 // the connection is a beginning
 		}
-		s.started = true
+		if s.started.IsZero() {
+			s.started = time.Now()
+		}
 		s.ready(v, e.Member)
 	case "presence", "join", "update", "leave":
 		s.presence(e)
@@ -332,7 +335,7 @@ func (s *subscriber) message(e envelope) {
 		} else if !s.evicted && strings.HasPrefix(s.topic, "many/") {
 			// only kills are a reason for a gap there
 			for _, lost := range t.outliveKills(s.topic, lost) {
-				t.fault("%s of %s got message %d after %d and never %d, which was answered more than %v before a kill", s.name(), s.topic, n, s.last, lost, killLoses)
+				t.fault("%s of %s got message %d after %d and never %d, which was answered long before the kill", s.name(), s.topic, n, s.last, lost)
 			}
 		}
 	}

@@ -12,13 +12,19 @@ import (
 type truth struct {
 	mu     sync.Mutex
 	topics map[string]*topicTruth
-	kills  []time.Time
+	kills  []kill
 	faults []string
 
 	published, delivered, repeated, gaps, cuts, stalls, revoked, recovered, restarts atomic.Int64
 
 	// events about members, and how often watchers were refused
 	presence, refused atomic.Int64
+}
+
+// kill is one of the server's.
+type kill struct {
+	at    time.Time
+	loses time.Duration // what was answered within this time before it
 }
 
 type topicTruth struct {
@@ -98,13 +104,36 @@ func (t *truth) outliveKills(topic string, list []int) (kept []int) {
 	of := t.topics[topic]
 	for _, n := range list {
 		answered := of.answered[n]
-		if !slices.ContainsFunc(t.kills, func(kill time.Time) bool {
-			return answered.After(kill.Add(-killLoses)) && of.begun[n].Before(kill.Add(killLoses))
+		if !slices.ContainsFunc(t.kills, func(k kill) bool {
+			return answered.After(k.at.Add(-k.loses)) && !of.begun[n].After(k.at)
 		}) {
 			kept = append(kept, n)
 		}
 	}
 	return kept
+}
+
+// killedAfter reports whether a kill may have lost a position that was there
+// since then.
+func (t *truth) killedAfter(since time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	return slices.ContainsFunc(t.kills, func(k kill) bool {
+		return since.After(k.at.Add(-k.loses)) && since.Before(k.at)
+	})
+}
+
+// story tells how long ago a subscription began, and the kills were, for faults.
+func (t *truth) story(started time.Time) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+
+	ago := []time.Duration{}
+	for _, k := range t.kills {
+		ago = append(ago, time.Since(k.at).Round(time.Millisecond))
+	}
+	return fmt.Sprintf("began %v ago, the kills were %v ago", time.Since(started).Round(time.Millisecond), ago)
 }
 
 func (t *truth) killed() bool {
