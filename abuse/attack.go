@@ -121,6 +121,7 @@ type worker struct {
 	ctx     context.Context
 	next    time.Time // when it may go on
 	stream  *stream
+	filled  int // messages of its own topics
 	stalled atomic.Bool
 	drains  sync.WaitGroup
 }
@@ -142,6 +143,12 @@ func (w *worker) live(ctx context.Context) {
 		// each one begins with another kind, so that all are there at once
 		if len(held) > 0 {
 			w.do(held[turn%len(held)])
+		}
+		for _, k := range asked {
+			if k.name == floodMany && w.filled < ownTopics {
+				w.do(k)
+				w.do(k)
+			}
 		}
 		for until := time.Now().Add(holding); time.Now().Before(until) && ctx.Err() == nil; {
 			if len(asked) > 0 {

@@ -24,6 +24,7 @@ const (
 	hugeText   = 6 << 20  // bytes
 	longExcept = 60 << 10 // bytes
 	maxState   = 2000     // bytes, of which a state may have 2 KiB
+	ownTopics  = 25       // of each worker
 )
 
 // streamAttacks are sets of subscriptions that a worker keeps for a while.
@@ -123,9 +124,9 @@ var requestAttacks = []kindOfAttack{
 		topic := w.flooded()
 		w.publishAll(kind, 8, func(int) map[string]any { return map[string]any{"topic": topic, "data": lessThan} })
 	}},
-	{"flood-many", 20, func(w *worker, kind string) {
+	{floodMany, 20, func(w *worker, kind string) {
 		w.publishAll(kind, 16, func(int) map[string]any {
-			return map[string]any{"topic": "open/" + w.word(), "data": lessThan, "event": w.text(64)}
+			return map[string]any{"topic": w.ownTopic(), "data": lessThan, "event": w.text(64)}
 		})
 	}},
 	{duplicates, 2, func(w *worker, kind string) {
@@ -162,6 +163,9 @@ var requestAttacks = []kindOfAttack{
 	{"slow-body", 5, func(w *worker, kind string) { w.slowBody(kind) }},
 }
 
+// floodMany is the kind that all begin with, before their topics are used up.
+const floodMany = "flood-many"
+
 // duplicates is the kind of which nothing may be taken: the rule could see
 // another value than a subscriber.
 const duplicates = "duplicate-keys"
@@ -186,6 +190,13 @@ func (w *worker) flooded() string { return fmt.Sprint("open/flood-", w.random.In
 
 // stateTopic is shared by a few workers.
 func (w *worker) stateTopic() string { return fmt.Sprint("open/state-", w.number%3) }
+
+// ownTopic is the next of those that the worker fills by itself. All workers
+// together begin no more than the attackers may.
+func (w *worker) ownTopic() string {
+	w.filled++
+	return fmt.Sprintf("open/own-%s-%d-%d", w.address, w.number, w.filled%ownTopics)
+}
 
 func (w *worker) keys(name func(i int) string) []string {
 	keys := make([]string, manyKeys)

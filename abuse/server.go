@@ -26,7 +26,7 @@ const addressHeader = "X-Forwarded-For"
 func limits() topics.Config {
 	return topics.Config{
 		HistoryTotalBytes:           32 << 20, // 256 MiB
-		HistoryDiskBytes:            64 << 20, // 4 GiB
+		HistoryDiskBytes:            40 << 20, // 4 GiB
 		MaxTopics:                   10_000,   // 100,000
 		MaxTopicsPerSender:          500,      // 5,000
 		MaxPositions:                10_000,   // 100,000
