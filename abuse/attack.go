@@ -79,7 +79,7 @@ func attack(raw []byte) error {
 			w := &worker{
 				caller: &caller{
 					server: a.plan.Server, token: token, address: fmt.Sprintf("203.0.113.%d", i+1),
-					http: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 1, MaxConnsPerHost: 2}},
+					http: &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 1, MaxConnsPerHost: 2}},
 				},
 				attackers: a, number: k, random: rand.New(rand.NewPCG(a.plan.Seed, uint64(i*connections+k)+100)),
 			}
@@ -125,6 +125,9 @@ type worker struct {
 	stalled atomic.Bool
 	drains  sync.WaitGroup
 }
+
+// connects is the kind of the workers' own connections in the report.
+const connects = "connect"
 
 // holding is how long a worker keeps a set of subscriptions.
 const holding = 3 * time.Second
@@ -190,11 +193,11 @@ func (w *worker) open() bool {
 	w.spend(2)
 	s, err := w.connect()
 	if err != nil {
-		w.count("connect", &tally{Broken: 1}, "", "")
+		w.count(connects, &tally{Broken: 1}, "", "")
 		return false
 	}
 	w.connects.Add(1)
-	w.count("connect", &tally{Taken: 1}, "", "")
+	w.count(connects, &tally{Taken: 1}, "", "")
 	w.stream = s
 	w.drains.Go(func() { w.drain(s) })
 	return true

@@ -229,7 +229,10 @@ func (w *worker) publishAll(kind string, count int, of func(i int) map[string]an
 
 // slowBody sends a large body by and by, and never all of it.
 func (w *worker) slowBody(kind string) {
-	conn, err := net.Dial("tcp", w.server)
+	conn, err := net.DialTimeout("tcp", w.server, patience)
+	if err == nil {
+		err = conn.SetDeadline(time.Now().Add(patience))
+	}
 	if err != nil {
 		w.count(kind, &tally{Broken: 1}, "", "")
 		return

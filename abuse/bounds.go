@@ -81,7 +81,11 @@ func (r *abuse) checkUsage() {
 	goroutines := before.Goroutines + strayGoroutines
 	r.line(line{name: "goroutines, once it is over", baseline: fmt.Sprint(before.Goroutines), attack: fmt.Sprint(after.Goroutines), limit: fmt.Sprint(goroutines), exceeded: after.Goroutines > goroutines})
 
-	members := rooms*perRoom + r.attacked.Connects
+	// each connection is one member, apart from the storms, which are elsewhere
+	members := rooms * perRoom
+	if t := r.attacked.Kinds[connects]; t != nil {
+		members += t.Taken
+	}
 	r.line(line{name: "members of " + square, attack: fmt.Sprint(r.crowd), limit: fmt.Sprint(members), exceeded: r.crowd > members})
 
 	r.checkProcessors()

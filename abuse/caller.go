@@ -9,9 +9,13 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/pbtopics/topics/internal/testserver"
 )
+
+// patience is how long anybody waits for an answer of the server.
+const patience = 20 * time.Second
 
 // caller is somebody who talks to the server: an account or, without a token, a
 // guest.
@@ -76,7 +80,7 @@ type stream struct {
 
 // connect opens a stream, which the caller closes.
 func (c *caller) connect() (s *stream, err error) {
-	conn, err := net.Dial("tcp", c.server)
+	conn, err := net.DialTimeout("tcp", c.server, patience)
 	if err != nil {
 		return nil, err
 	}
@@ -85,6 +89,9 @@ func (c *caller) connect() (s *stream, err error) {
 			_ = conn.Close() // it is of no use
 		}
 	}()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		return nil, err
+	}
 	if _, err := fmt.Fprintf(conn, "GET /api/realtime HTTP/1.1\r\nHost: %s\r\n%s: %s\r\n\r\n", c.server, addressHeader, c.address); err != nil {
 		return nil, err
 	}
@@ -108,7 +115,7 @@ func (c *caller) connect() (s *stream, err error) {
 		return nil, err
 	}
 	s.clientID = hello.ClientID
-	return s, nil
+	return s, conn.SetDeadline(time.Time{})
 }
 
 // next reads an event.

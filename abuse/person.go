@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -52,7 +51,8 @@ func (p *person) connection(ctx context.Context) error {
 		return fmt.Errorf("cannot connect: %w", err)
 	}
 	defer s.close()
-	defer context.AfterFunc(ctx, s.close)()
+	stop := context.AfterFunc(ctx, s.close)
+	defer stop()
 
 	keys := []string{key(p.room, map[string]any{"envelope": true, "resume": "page of " + p.user})}
 	for _, topic := range p.more {
@@ -188,5 +188,3 @@ func pause(ctx context.Context, d time.Duration) {
 	case <-time.After(d):
 	}
 }
-
-var errNotTold = errors.New("was not told")

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 )
@@ -24,6 +25,8 @@ type loss struct {
 	wrote time.Duration // the write's time
 	told  time.Duration // from its commit until the event
 }
+
+var errNotTold = errors.New("was not told")
 
 // live goes on until the context is done.
 func (l *loser) live(ctx context.Context) {
@@ -51,7 +54,8 @@ func (l *loser) connection(ctx context.Context) error {
 		return fmt.Errorf("cannot connect: %w", err)
 	}
 	defer s.close()
-	defer context.AfterFunc(ctx, s.close)()
+	stop := context.AfterFunc(ctx, s.close)
+	defer stop()
 
 	// the reader never waits: it ends with the connection
 	type arrival struct {

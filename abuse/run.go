@@ -72,7 +72,7 @@ func run(o options) (f *figures, err error) {
 	}
 	defer server.Stop()
 
-	client := &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+	client := &http.Client{Timeout: patience, Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
 	r := &abuse{options: o, truth: newTruth(), admin: &caller{http: client, server: server.Address, address: "192.0.2.1"}}
 	tokens, err := r.createWorld()
 	if err != nil {
@@ -184,6 +184,7 @@ func (r *abuse) live(plan attackPlan) error {
 	if err != nil {
 		return err
 	}
+	defer attackers.Kill() // if it still runs
 	time.Sleep(r.duration - r.duration/4)
 	r.crowd = r.countMembers(square)
 	if err := r.admin.get("/abuse/usage", &r.during); err != nil {
