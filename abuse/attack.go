@@ -123,6 +123,7 @@ type worker struct {
 	stream  *stream
 	filled  int // messages of its own topics
 	stalled atomic.Bool
+	slow    atomic.Bool // it sends a body by and by
 	drains  sync.WaitGroup
 }
 
