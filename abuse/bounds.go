@@ -116,22 +116,40 @@ func (r *abuse) checkStats(before, peak map[string]any) {
 	}
 }
 
-// checkProcessors adds how many processors were busy, and with what. What is not
-// of this program slows honest people down too.
+// checkProcessors adds how many processors were busy, and with what.
 func (r *abuse) checkProcessors() {
 	baseline, attack := r.attackFrom.Sub(r.baselineFrom), r.attackTo.Sub(r.attackFrom)
-	servedBefore, served := r.baseline.CPU-r.start.CPU, r.during.CPU-r.baseline.CPU
-	allBefore, all := r.baseline.Machine-r.start.Machine, r.during.Machine-r.baseline.Machine
+	before, during := r.othersBusy()
 	r.lines = append(r.lines,
-		line{name: "processors of the server", baseline: cores(servedBefore, baseline), attack: cores(served, attack)},
-		line{name: "processors of the attackers", attack: cores(r.attacked.CPU, attack)},
-		line{name: "processors of all others", baseline: cores(allBefore-servedBefore, baseline), attack: cores(all-served-r.attacked.CPU, attack)},
+		line{name: "processors of the server", baseline: cores((r.baseline.CPU - r.start.CPU).Seconds() / baseline.Seconds()), attack: cores((r.during.CPU - r.baseline.CPU).Seconds() / attack.Seconds())},
+		line{name: "processors of the attackers", attack: cores(r.attacked.CPU.Seconds() / attack.Seconds())},
+		line{name: "processors of all others", baseline: cores(before), attack: cores(during)},
 	)
+	if r.isBusy() {
+		r.notes = append(r.notes, "The machine is busy with something else, so the times of messages are not judged.")
+	}
 }
 
-func cores(used, of time.Duration) string {
-	return fmt.Sprintf("%.2f", used.Seconds()/of.Seconds())
+// othersBusy returns how many processors were busy with what is not of this
+// program, before and during the attack.
+func (r *abuse) othersBusy() (before, during float64) {
+	others := func(from, to usage, attackers, took time.Duration) float64 {
+		rest := to.Machine - from.Machine - (to.CPU - from.CPU) - (to.Own - from.Own) - attackers
+		return max(0, rest.Seconds()/took.Seconds())
+	}
+	return others(r.start, r.baseline, 0, r.attackFrom.Sub(r.baselineFrom)), others(r.baseline, r.during, r.attacked.CPU, r.attackTo.Sub(r.attackFrom))
 }
+
+// busyElsewhere is from how many processors on what other processes do changes
+// the times of messages. With two processors a half of one does.
+const busyElsewhere = 0.5
+
+func (r *abuse) isBusy() bool {
+	before, during := r.othersBusy()
+	return before > busyElsewhere || during > busyElsewhere
+}
+
+func cores(n float64) string { return fmt.Sprintf("%.2f", n) }
 
 // killLoses is how much a kill of the server may lose.
 const killLoses = 2 * time.Second

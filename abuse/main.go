@@ -9,7 +9,8 @@
 // topic, each with 10 connections. The attackers are a process of their own too.
 // Their rate is bounded, so that the two do not compete for the processor but for
 // what the plugin gives them: an ordinary request is one unit of work, one with
-// 1,000 subscriptions or a megabyte is 40 of them, and each connection has 25 units a second. They need a few hundredths of a processor.
+// 1,000 subscriptions or a megabyte is 40 of them, and each connection has 25
+// units a second. They need a few hundredths of a processor.
 //
 // The program prints each figure beside its limit, and ends with status 1 and a
 // list of faults if one is exceeded.

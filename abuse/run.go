@@ -166,11 +166,11 @@ func (r *abuse) live(plan attackPlan) error {
 
 	r.baselineFrom = time.Now().Add(warmUp)
 	time.Sleep(warmUp)
-	if err := r.admin.get("/abuse/usage", &r.start); err != nil {
+	if err := r.measure(&r.start, false); err != nil {
 		return err
 	}
 	time.Sleep(max(r.duration/4-warmUp, warmUp))
-	if err := r.admin.get("/abuse/usage?deep=1", &r.baseline); err != nil {
+	if err := r.measure(&r.baseline, true); err != nil {
 		return err
 	}
 	r.attackFrom = time.Now()
@@ -187,7 +187,7 @@ func (r *abuse) live(plan attackPlan) error {
 	defer attackers.Kill() // if it still runs
 	time.Sleep(r.duration - r.duration/4)
 	r.crowd = r.countMembers(square)
-	if err := r.admin.get("/abuse/usage", &r.during); err != nil {
+	if err := r.measure(&r.during, false); err != nil {
 		return err
 	}
 	r.attackTo = time.Now()
@@ -241,12 +241,22 @@ func (r *abuse) notify(topic string, m message) (id string, err error) {
 	return "", r.admin.post("/abuse/notify", map[string]any{"topic": topic, "data": m}, nil)
 }
 
+// measure asks the server what it takes.
+func (r *abuse) measure(u *usage, deep bool) error {
+	path := "/abuse/usage"
+	if deep {
+		path += "?deep=1"
+	}
+	u.Own = cpuTime()
+	return r.admin.get(path, u)
+}
+
 // sample notes the most that the server takes.
 func (r *abuse) sample(ctx context.Context) {
 	for ctx.Err() == nil {
 		pause(ctx, 250*time.Millisecond)
 		var u usage
-		if err := r.admin.get("/abuse/usage", &u); err != nil {
+		if err := r.measure(&u, false); err != nil {
 			continue // what is wrong shows elsewhere
 		}
 		r.mu.Lock()
@@ -373,7 +383,7 @@ func (r *abuse) readHistory(p *person, topic string) (kept []string) {
 func (r *abuse) calm(u *usage) {
 	deadline := time.Now().Add(30 * time.Second)
 	for {
-		if err := r.admin.get("/abuse/usage", u); err != nil {
+		if err := r.measure(u, false); err != nil {
 			r.truth.fault("the usage cannot be read: %v", err)
 			return
 		}
@@ -383,7 +393,7 @@ func (r *abuse) calm(u *usage) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	time.Sleep(3500 * time.Millisecond) // PocketBase writes its log every 3 seconds
-	if err := r.admin.get("/abuse/usage?deep=1", u); err != nil {
+	if err := r.measure(u, true); err != nil {
 		r.truth.fault("the usage cannot be read: %v", err)
 	}
 }

@@ -182,6 +182,7 @@ type usage struct {
 	WriteAhead int64          `json:"writeAhead"` // its log
 	CPU        time.Duration  `json:"cpu"`        // since the start
 	Machine    time.Duration  `json:"machine"`    // that of all processes
+	Own        time.Duration  `json:"-"`          // CPU time of the honest people
 	Goroutines int            `json:"goroutines"`
 	Stats      map[string]any `json:"stats"`
 
