@@ -41,6 +41,7 @@ type subscriber struct {
 	gap     bool           // told since the last message
 	evicted bool           // and one of these gaps was an eviction
 	started time.Time      // when the first ready came
+	begun   string         // how the connection began, for faults
 }
 
 // name is for faults.
@@ -249,6 +250,7 @@ func (s *subscriber) receive(v *visit, e envelope) (stop bool) {
 		s.message(e)
 	case "ready":
 		resumed := e.Resumed != nil && *e.Resumed
+		s.begun = fmt.Sprintf("the connection resumed: %v, at %s, %s; %s", resumed, e.ID, time.Now().Format("05.000"), t.story(s.started))
 		forgotten := s.resume != "" && !s.started.IsZero() && !resumed
 		if forgotten && !t.killedAfter(s.started) {
 			t.fault("%s of %s was not resumed (%s)", s.name(), s.topic, t.story(s.started))
@@ -330,7 +332,7 @@ func (s *subscriber) message(e envelope) {
 		lost := t.between(s.topic, s.last, n)
 		if !s.gap {
 			for _, lost := range lost {
-				t.fault("%s of %s got message %d after %d and never %d, without a word", s.name(), s.topic, n, s.last, lost)
+				t.fault("%s of %s got message %d after %d and never %d, without a word (%s; %s after %s)", s.name(), s.topic, n, s.last, lost, s.begun, e.ID, s.ids[s.last])
 			}
 		} else if !s.evicted && strings.HasPrefix(s.topic, "many/") {
 			// only kills are a reason for a gap there
