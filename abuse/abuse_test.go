@@ -42,6 +42,7 @@ func TestTheChecksFindFaults(t *testing.T) {
 	}{
 		"what was sent":    {events: []event{text("ready", "", 0), text("message", "e:1", 0), text("message", "e:1", 0)}},
 		"a gap":            {events: []event{{Type: "gap", Topic: topic, Reason: "evicted"}}, fault: "gap"},
+		"no certain gap":   {events: []event{{Type: "gap", Topic: topic, Reason: "repeated", Certain: &no}, text("message", "e:1", 0)}},
 		"a refusal":        {events: []event{{Type: "denied", Topic: "wide/1", Code: "topic_denied"}}, fault: "denied"},
 		"a lost position":  {events: []event{text("ready", "", 0), {Type: "ready", Topic: topic, Resumed: &no}}, fault: "not resumed"},
 		"another id":       {events: []event{text("message", "e:2", 0)}, fault: "but it is e:1"},

@@ -19,6 +19,9 @@ const (
 	idempotencyBytes  = 512
 	requestBytes      = 4 // times the body
 
+	// a message of each publisher may be beyond a limit until it has made room
+	underWay = (2*connections + rooms + 3) * 64 << 10
+
 	// PocketBase lets the write-ahead log have that much
 	writeAheadBytes = 200_000_000
 
@@ -97,8 +100,8 @@ func (r *abuse) checkStats(before, peak map[string]any) {
 	c := limits()
 	bounds := map[string]int64{
 		"histories":        int64(c.MaxTopics),
-		"historyBytes":     int64(c.HistoryTotalBytes),
-		"historyDiskBytes": int64(c.HistoryDiskBytes),
+		"historyBytes":     int64(c.HistoryTotalBytes) + underWay,
+		"historyDiskBytes": int64(c.HistoryDiskBytes) + underWay,
 		"positions":        int64(c.MaxPositions),
 		"historyLag":       int64(killLoses / time.Millisecond),
 	}

@@ -124,6 +124,7 @@ func (r *abuse) createWorld() (tokens map[string]string, err error) {
 		}
 	}
 	r.people = append(r.people, person(guestOf(0), 0), person(guestOf(1), 1))
+	r.people[len(r.people)-2].exact = true
 	r.loser = &loser{person: *person(guestOf(2), 2), admin: r.admin, id: roomID(2), period: time.Second, patient: 15 * time.Second}
 	return tokens, nil
 }
