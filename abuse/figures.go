@@ -101,7 +101,7 @@ func (r *abuse) checkLatencies() {
 		if r.lenient {
 			limit = lenientLatency
 		}
-		judged := r.lenient || !r.isBusy()
+		judged := !r.isBusy()
 		r.lines = append(r.lines, line{name: fmt.Sprintf("messages of %s/, p50", kind), baseline: short(percentile(before[kind], 50)), attack: short(percentile(during[kind], 50))})
 		r.line(line{name: fmt.Sprintf("messages of %s/, p99", kind), baseline: short(was), attack: short(is), limit: short(limit), exceeded: judged && is > limit})
 		r.lines = append(r.lines, line{name: fmt.Sprintf("messages of %s/, most", kind), baseline: short(percentile(before[kind], 100)), attack: short(percentile(during[kind], 100))})

@@ -393,10 +393,12 @@ func (r *abuse) calm(u *usage) {
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
+	fewest := u.Goroutines
 	time.Sleep(3500 * time.Millisecond) // PocketBase writes its log every 3 seconds
 	if err := r.measure(u, true); err != nil {
 		r.truth.fault("the usage cannot be read: %v", err)
 	}
+	u.Goroutines = min(u.Goroutines, fewest)
 }
 
 func statsOf(s topics.Stats) (stats map[string]any, err error) {
