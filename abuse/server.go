@@ -22,7 +22,9 @@ import (
 const addressHeader = "X-Forwarded-For"
 
 // limits is the config under test: the default one, but for limits that nobody
-// could reach in a minute. They are smaller in proportion.
+// could reach in a minute. They are a tenth of the defaults, and those of bytes
+// less: one sender may fill its topics beyond HistoryDiskBytes, as it may by the
+// defaults, with 5,000 topics of 1 MiB.
 func limits() topics.Config {
 	return topics.Config{
 		HistoryTotalBytes:           32 << 20, // 256 MiB
