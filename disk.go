@@ -77,7 +77,7 @@ type disk struct {
 // first, so that members and positions never wait behind many messages.
 type diskLane struct {
 	pending []diskWrite
-	since   time.Time // when the first of them was added
+	times   []time.Time // when each of them was added
 
 	// how many writes were added, and how many of them are done
 	added, done uint64
@@ -184,10 +184,8 @@ func (d *disk) accepts() bool { return d.ready && !d.closed && !d.superseded }
 
 // push expects d.mu to be held.
 func (d *disk) push(lane *diskLane, w diskWrite) uint64 {
-	if len(lane.pending) == 0 {
-		lane.since = time.Now()
-	}
 	lane.pending = append(lane.pending, w)
+	lane.times = append(lane.times, time.Now())
 	lane.added++
 	select {
 	case d.wake <- struct{}{}:
@@ -219,7 +217,7 @@ func (d *disk) flushSafely(app core.App, db *sql.DB) {
 
 	d.broken = true
 	for _, lane := range []*diskLane{&d.states, &d.messages} {
-		lane.pending, lane.done = nil, lane.added
+		lane.pending, lane.times, lane.done = nil, nil, lane.added
 	}
 	d.bytes = 0
 	clear(d.latest)
@@ -232,7 +230,7 @@ func (d *disk) flush(app core.App, db *sql.DB) {
 		d.mu.Lock()
 		states, messages := d.states.pending, d.messages.pending
 		clear(d.latest)
-		d.states.pending = nil
+		d.states.pending, d.states.times = nil, nil
 		messages = messages[:min(len(messages), diskBatch)]
 		superseded := d.superseded
 		d.mu.Unlock()
@@ -257,9 +255,9 @@ func (d *disk) flush(app core.App, db *sql.DB) {
 			d.bytes -= w.size()
 		}
 		d.messages.pending = d.messages.pending[applied:]
-		d.messages.since = time.Now()
+		d.messages.times = d.messages.times[applied:]
 		if len(d.messages.pending) == 0 {
-			d.messages.pending = nil
+			d.messages.pending, d.messages.times = nil, nil
 		}
 		d.messages.done += uint64(applied)
 		d.states.done += uint64(len(states))
@@ -366,7 +364,7 @@ func (d *disk) backlog() (messages int, lag time.Duration) {
 	defer d.mu.Unlock()
 
 	if n := len(d.messages.pending); n > 0 {
-		return n, time.Since(d.messages.since)
+		return n, time.Since(d.messages.times[0])
 	}
 	return 0, 0
 }

@@ -44,7 +44,7 @@ type history struct {
 	cached *list.List // those with entries in memory, likewise
 	bytes  int        // of all entries in memory
 	kept   int        // of all that is kept
-	begun  map[owner]int
+	begun  map[owner]*begunLogs
 
 	// epoch is that of logs that begin. A topic that was dropped in it begins
 	// another one: its offsets were given.
@@ -54,6 +54,20 @@ type history struct {
 	evicted uint64 // logs that were dropped for others
 	refused uint64 // topics that were not begun
 }
+
+// begunLogs are the logs that one sender has begun.
+type begunLogs struct {
+	kept  int        // bytes
+	order *list.List // *topicLog, the most recently used first
+}
+
+// diskShare is the part of the disk that the topics of one sender may take, as
+// a divisor, and guestsShare that of all guests whose addresses say nothing.
+// Beyond it their own that were not used for the longest time lose theirs.
+const (
+	diskShare   = 8
+	guestsShare = 4
+)
 
 // droppedLog is why a topic has no log, and in which epoch that happened.
 type droppedLog struct{ reason, epoch string }
@@ -82,7 +96,7 @@ func newHistory(hub *hub, config Config) *history {
 		stop:    make(chan struct{}),
 		order:   list.New(),
 		cached:  list.New(),
-		begun:   map[owner]int{},
+		begun:   map[owner]*begunLogs{},
 		dropped: map[string]droppedLog{},
 	}
 	h.epoch = h.chain.begin(true).name
@@ -215,6 +229,9 @@ func (h *history) account(l *topicLog, change func()) {
 	defer h.mu.Unlock()
 	h.bytes += l.bytes - bytes
 	h.kept += l.kept - kept
+	if of := h.begun[l.owner]; of != nil {
+		of.kept += l.kept - kept
+	}
 	switch {
 	case len(l.entries) == 0 && l.cached != nil:
 		h.cached.Remove(l.cached)
@@ -230,6 +247,9 @@ func (h *history) touch(l *topicLog) {
 	defer h.mu.Unlock()
 
 	h.order.MoveToFront(l.used)
+	if l.owned != nil {
+		h.begun[l.owner].order.MoveToFront(l.owned)
+	}
 	if l.cached != nil {
 		h.cached.MoveToFront(l.cached)
 	}
@@ -243,9 +263,16 @@ func (h *history) put(shard *hubShard, l *topicLog) {
 
 	l.used = h.order.PushFront(l)
 	h.kept += l.kept
-	if l.owner != "" {
-		h.begun[l.owner]++
+	if l.owner == "" {
+		return
 	}
+	of := h.begun[l.owner]
+	if of == nil {
+		of = &begunLogs{order: list.New()}
+		h.begun[l.owner] = of
+	}
+	of.kept += l.kept
+	l.owned = of.order.PushFront(l)
 }
 
 // takeOut leaves the disk as it is. The shard's lock is held.
@@ -260,12 +287,14 @@ func (h *history) takeOut(shard *hubShard, l *topicLog) {
 	}
 	h.bytes -= l.bytes
 	h.kept -= l.kept
-	if l.owner != "" {
-		if h.begun[l.owner]--; h.begun[l.owner] == 0 {
+	if of := h.begun[l.owner]; of != nil {
+		of.kept -= l.kept
+		of.order.Remove(l.owned)
+		if of.order.Len() == 0 {
 			delete(h.begun, l.owner)
 		}
 	}
-	l.used, l.cached = nil, nil
+	l.used, l.cached, l.owned = nil, nil, nil
 }
 
 // drop ends a log, in memory and on the disk. Who has a position in it is told
@@ -290,7 +319,11 @@ func (h *history) mayBegin(who owner, more int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 
-	if who == "" || h.begun[who]+more <= h.share(who) {
+	begun := 0
+	if of := h.begun[who]; of != nil {
+		begun = of.order.Len()
+	}
+	if who == "" || begun+more <= h.share(who) {
 		return true
 	}
 	h.refused += uint64(more)
@@ -308,6 +341,18 @@ func (h *history) share(who owner) int {
 	default:
 		return h.limits.sender
 	}
+}
+
+// ownerOf is who has begun a topic.
+func (h *history) ownerOf(topic string) owner {
+	shard := h.hub.shard(topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	if l := shard.logs[topic]; l != nil {
+		return l.owner
+	}
+	return ""
 }
 
 // begin makes a log for a topic that has none, unless the sender has begun too
@@ -386,10 +431,11 @@ func (h *history) begins(topics []string) (count int) {
 
 // evict brings the sums below the limits: entries go from memory, and whole logs
 // where there is no other way; those that were not used for the longest time
-// first.
-func (h *history) evict() {
+// first. What one sender's topics take of the disk is limited before that of
+// all: newest is whose log has grown.
+func (h *history) evict(newest owner) {
 	for range 1000 { // others evict too
-		l, drop := h.victim()
+		l, drop := h.victim(newest)
 		if l == nil {
 			return
 		}
@@ -407,12 +453,20 @@ func (h *history) evict() {
 }
 
 // victim returns a log to make room with, or nil if there is room.
-func (h *history) victim() (l *topicLog, drop bool) {
+func (h *history) victim(newest owner) (l *topicLog, drop bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 
 	onDisk := h.disk != nil && h.disk.isReady()
+	share := h.limits.disk / diskShare
+	if newest == guestsOwner {
+		share = h.limits.disk / guestsShare
+	}
+	of := h.begun[newest]
 	switch {
+	case onDisk && of != nil && of.kept > share && of.order.Len() > 1:
+		h.evicted++
+		return of.order.Back().Value.(*topicLog), true
 	case h.order.Len() > h.limits.topics, onDisk && h.kept > h.limits.disk && h.order.Len() > 1:
 		h.evicted++
 		return h.order.Back().Value.(*topicLog), true
@@ -458,7 +512,7 @@ func (h *history) load(ctx context.Context, topic string) error {
 			h.touch(l)
 		}
 		shard.mu.Unlock()
-		h.evict()
+		h.evict(l.owner)
 	}
 	return nil
 }
@@ -499,7 +553,7 @@ func (h *history) open(left leftBehind) {
 	}
 	h.positions.open(left.positions)
 	h.review(time.Now())
-	h.evict()
+	h.evict("")
 }
 
 func (h *history) stats(s *Stats) {

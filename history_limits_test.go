@@ -288,6 +288,27 @@ func TestHistoryDiskBytes(t *testing.T) {
 	require.Empty(t, historyOf(t, app, "a/0"), "the oldest went")
 }
 
+// One sender's topics take a part of the disk, and then push out their own.
+func TestTheDiskShareOfOneSender(t *testing.T) {
+	config := topics.Config{HistoryDiskBytes: 400 << 10}
+	app := newApp(t, config)
+	s := serve(t, app)
+	define(t, app, map[string]any{"pattern": "a/{x}", "subscribeRule": "", "publishRule": "", "history": 10})
+	_, ann := newUser(t, app, "ann")
+	_, bob := newUser(t, app, "bob")
+	notifyAll(t, app, "a/app", 1, 3)
+	require.Equal(t, 200, s.publish(bob, `{"topic":"a/bob","data":1}`).status)
+	for i := range 300 {
+		r := s.publish(ann, fmt.Sprintf(`{"topic":"a/%d","data":%q}`, i, strings.Repeat("x", 2000)))
+		require.Equal(t, 200, r.status, r.body)
+	}
+	require.Len(t, historyOf(t, app, "a/app"), 3)
+	require.Len(t, historyOf(t, app, "a/bob"), 1)
+	require.Len(t, historyOf(t, app, "a/299"), 1)
+	require.Empty(t, historyOf(t, app, "a/0"))
+	require.LessOrEqual(t, topics.From(app).Stats().HistoryDiskBytes, config.HistoryDiskBytes/8+10_000)
+}
+
 // What the memory is counted as is what it takes, whatever is sent and however
 // it is read.
 func TestHistoryTotalBytes(t *testing.T) {

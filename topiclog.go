@@ -40,6 +40,7 @@ type topicLog struct {
 
 	used   *list.Element // in history.order
 	cached *list.Element // in history.cached, while there are entries
+	owned  *list.Element // among those of its owner, if it has one
 }
 
 // inMemory is the oldest offset that is in memory, or the next one.
