@@ -297,7 +297,7 @@ func commit(db *sql.DB, states, messages []diskWrite, run string) (applied int, 
 
 	t := &diskTx{Tx: tx, run: run, heads: map[string]logHead{}}
 	if len(messages) > 0 {
-		t.insert, err = tx.Prepare("INSERT OR REPLACE INTO _topicsMessages (topic, position, epoch, time, event, leftOut, sender, data) VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+		t.insert, err = tx.Prepare("INSERT OR REPLACE INTO _topicsMessages (topic, position, epoch, time, event, leftOut, sender, data, repeat) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
 		if err != nil {
 			return applied, err
 		}
@@ -398,7 +398,7 @@ func (d *disk) read(ctx context.Context, app core.App, topic string, from, befor
 	defer cancel()
 
 	rows, err := db.QueryContext(ctx,
-		"SELECT position, epoch, time, event, leftOut, sender, data FROM _topicsMessages WHERE topic = ? AND position >= ? AND position < ? ORDER BY position",
+		"SELECT position, epoch, time, event, leftOut, sender, data, repeat FROM _topicsMessages WHERE topic = ? AND position >= ? AND position < ? ORDER BY position",
 		topic, int64(from), int64(before))
 	if err != nil {
 		return nil, err

@@ -60,8 +60,12 @@ func (w messageWrite) apply(tx *diskTx) error {
 		}
 		sender = string(raw)
 	}
+	repeat := []byte{}
+	if m.repeat != (repeatKey{}) {
+		repeat = m.repeat[:]
+	}
 	tx.heads[w.head.topic] = w.head
-	_, err := tx.insert.Exec(m.Topic, int64(w.entry.offset), w.entry.epoch, m.Time.UnixNano(), m.Event, m.Except, sender, string(m.Data))
+	_, err := tx.insert.Exec(m.Topic, int64(w.entry.offset), w.entry.epoch, m.Time.UnixNano(), m.Event, m.Except, sender, string(m.Data), repeat)
 	return err
 }
 

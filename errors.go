@@ -106,6 +106,7 @@ const (
 	codeTooManyMessages = "too_many_messages"
 	codeEventInvalid    = "event_invalid"
 	codeExceptInvalid   = "except_invalid"
+	codeKeyReused       = "idempotency_key_reused"
 	codeKeyInvalid      = "idempotency_key_invalid"
 	codeKeyBusy         = "idempotency_key_busy"
 	codeSinceInvalid    = "since_invalid"

@@ -145,10 +145,11 @@ func SetLogger(app *core.BaseApp, handler slog.Handler) {
 	reflect.NewAt(field.Type(), field.Addr().UnsafePointer()).Elem().Set(reflect.ValueOf(slog.New(handler)))
 }
 
-// HoldIdempotencyKey makes a guest's key one that is being sent, until release.
-func HoldIdempotencyKey(app core.App, topic, key string) (release func()) {
+// HoldIdempotencyKey makes a guest's key one that is being sent with data, until
+// release.
+func HoldIdempotencyKey(app core.App, topic, key, data string) (release func()) {
 	rs := From(app).repeats
 	k := newRepeatKey("", "", topic, key)
 	rs.get(k)
-	return func() { rs.finish("", k, "", nil) }
+	return func() { rs.finish("", k, "", contentOf(Message{Data: []byte(data)}), nil) }
 }

@@ -408,6 +408,26 @@ func (h *history) keep(shard *hubShard, e *entry, r retention) error {
 	return nil
 }
 
+// sentWith returns the message that was sent to a topic with an idempotency key
+// and is kept, or nil.
+func (h *history) sentWith(ctx context.Context, topic string, key repeatKey) (*entry, error) {
+	shard := h.hub.shard(topic)
+	for range 10 { // it may be evicted again before it is looked at
+		shard.mu.Lock()
+		l := shard.logs[topic]
+		if l == nil || l.whole() {
+			found := l.sentWith(key)
+			shard.mu.Unlock()
+			return found, nil
+		}
+		shard.mu.Unlock()
+		if err := h.load(ctx, topic); err != nil {
+			return nil, err
+		}
+	}
+	return nil, ErrUnavailable
+}
+
 // begins is how many of these topics have no log, so that a message begins them.
 func (h *history) begins(topics []string) (count int) {
 	seen := make(map[string]struct{}, len(topics))

@@ -27,5 +27,6 @@ type Message struct {
 	// Time is when the message was sent.
 	Time time.Time `json:"time"`
 
-	owner owner // who publishes it through the API
+	owner  owner     // who publishes it through the API
+	repeat repeatKey // its idempotency key, if it has one
 }

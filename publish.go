@@ -90,6 +90,10 @@ func publishFault(e *core.RequestEvent, pub publication, err error) error {
 		return router.NewApiError(http.StatusServiceUnavailable, "Failed to publish.", pub.field(validation.Errors{
 			"idempotencyKey": validation.NewError(codeKeyBusy, "Another request with this key is still being sent. Send this one again."),
 		}))
+	case errors.Is(err, errRepeatOther):
+		return router.NewApiError(http.StatusConflict, "Failed to publish.", pub.field(validation.Errors{
+			"idempotencyKey": validation.NewError(codeKeyReused, "Was used for another message. Take a new key for each message."),
+		}))
 	case errors.Is(err, ErrUnavailable):
 		return router.NewApiError(http.StatusServiceUnavailable, "Failed to publish.", pub.field(validation.Errors{
 			"topic": validation.NewError(codeUnavailable, "The topic rules cannot be read at this moment. Try again."),
@@ -114,17 +118,28 @@ func (p *Plugin) publishOnce(e *core.RequestEvent, pub publication) (string, err
 	if e.Auth != nil {
 		m.Sender = &Sender{ID: e.Auth.Id, Collection: e.Auth.Collection().Name}
 	}
-	send := func() (string, error) { return p.send(e.App, m) }
 	if pub.idempotencyKey == "" {
-		return send()
+		return p.send(e.App, m)
 	}
 
 	collection, sender := "", "" // all guests
 	if e.Auth != nil {
 		collection, sender = e.Auth.Collection().Id, e.Auth.Id
 	}
-	key := newRepeatKey(collection, sender, m.Topic, pub.idempotencyKey)
-	return p.repeats.once(e.Request.Context(), ownerOf(e), key, send)
+	m.repeat = newRepeatKey(collection, sender, m.Topic, pub.idempotencyKey)
+	what := contentOf(m)
+	return p.repeats.once(e.Request.Context(), ownerOf(e), m.repeat, what, func() (string, content, error) {
+		// before a restart, or longer ago than keys are remembered
+		kept, err := p.history.sentWith(e.Request.Context(), m.Topic, m.repeat)
+		if err != nil {
+			return "", what, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		if kept != nil {
+			return kept.id(), contentOf(kept.message), nil
+		}
+		id, err := p.send(e.App, m)
+		return id, what, err
+	})
 }
 
 func (p *Plugin) decidePublish(app core.App, auth credentials, pub publication, info *core.RequestInfo) *denial {

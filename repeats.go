@@ -47,10 +47,27 @@ func newRepeatKey(collection, sender, topic, key string) repeatKey {
 	return sha256.Sum256([]byte(strings.Join([]string{collection, sender, topic, key}, "\x00")))
 }
 
+// content is a hash of what was sent with a key.
+type content [sha256.Size]byte
+
+func contentOf(m Message) content {
+	h := sha256.New()
+	for _, part := range []string{m.Event, m.Except} {
+		h.Write([]byte(part))
+		h.Write([]byte{0})
+	}
+	h.Write(m.Data)
+	return content(h.Sum(nil))
+}
+
+// errRepeatOther says that something else was sent with the same key.
+var errRepeatOther = errors.New("topics: something else was sent with the same idempotency key")
+
 // repeat is a publish. While it is being sent it is only in byKey, where the
 // requests that send bound it.
 type repeat struct {
 	key  repeatKey
+	sent content
 	done chan struct{} // closed when the send has ended; nil afterwards
 	at   time.Time     // when it was sent
 	id   string
@@ -76,16 +93,20 @@ func newRepeats(limit int) *repeats {
 var errRepeatInterrupted = errors.New("topics: the request ended while another one was sending with the same idempotency key")
 
 // once calls send unless somebody has done so with the same key, for whom it
-// waits until ctx is done. A send that failed does not count.
-func (rs *repeats) once(ctx context.Context, by owner, key repeatKey, send func() (string, error)) (string, error) {
+// waits until ctx is done. A send that failed does not count. It returns
+// [errRepeatOther] if what was sent is not the same.
+func (rs *repeats) once(ctx context.Context, by owner, key repeatKey, what content, send func() (string, content, error)) (string, error) {
 	for {
-		id, wait, first := rs.get(key)
+		r, first := rs.get(key)
 		switch {
 		case first:
-			return rs.send(by, key, send)
-		case wait == nil:
-			return id, nil
+			return rs.send(by, key, what, send)
+		case r.done == nil && r.sent != what:
+			return "", errRepeatOther
+		case r.done == nil:
+			return r.id, nil
 		}
+		wait := r.done
 		select {
 		case <-wait:
 		case <-ctx.Done():
@@ -96,29 +117,33 @@ func (rs *repeats) once(ctx context.Context, by owner, key repeatKey, send func(
 	}
 }
 
-func (rs *repeats) send(by owner, key repeatKey, send func() (string, error)) (id string, err error) {
+func (rs *repeats) send(by owner, key repeatKey, what content, send func() (string, content, error)) (id string, err error) {
 	err = errPanicked
-	defer func() { rs.finish(by, key, id, err) }()
+	var sent content
+	defer func() { rs.finish(by, key, id, sent, err) }()
 
-	id, err = send()
+	id, sent, err = send()
+	if err == nil && sent != what {
+		return "", errRepeatOther
+	}
 	return id, err
 }
 
-// get returns the id that was sent with the key, or what to wait for while it is
-// being sent. Otherwise the caller is the first one, and sends.
-func (rs *repeats) get(key repeatKey) (id string, wait <-chan struct{}, first bool) {
+// get returns a copy of what was sent with the key, or is being sent: then done
+// is what to wait for. Otherwise the caller is the first one, and sends.
+func (rs *repeats) get(key repeatKey) (r repeat, first bool) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 
 	rs.expire(time.Now())
-	if r := rs.byKey[key]; r != nil {
-		return r.id, r.done, false
+	if known := rs.byKey[key]; known != nil {
+		return *known, false
 	}
 	rs.byKey[key] = &repeat{key: key, done: make(chan struct{})}
-	return "", nil, true
+	return repeat{}, true
 }
 
-func (rs *repeats) finish(by owner, key repeatKey, id string, err error) {
+func (rs *repeats) finish(by owner, key repeatKey, id string, sent content, err error) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 
@@ -132,7 +157,7 @@ func (rs *repeats) finish(by owner, key repeatKey, id string, err error) {
 
 	now := time.Now()
 	rs.expire(now)
-	r.id, r.at = strings.Clone(id), now
+	r.id, r.sent, r.at = strings.Clone(id), sent, now
 	s := rs.sender(by)
 	if rs.limit >= 0 && by != "" && s.order.Len() >= rs.limit {
 		rs.drop(s.oldest())

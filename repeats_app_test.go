@@ -35,7 +35,7 @@ func TestAPublishDoesNotOutliveItsRequest(t *testing.T) {
 	c := s.connect()
 	c.mustSubscribe("", "open")
 
-	release := topics.HoldIdempotencyKey(app, "open", "k")
+	release := topics.HoldIdempotencyKey(app, "open", "k", "1")
 	r := s.publish("", `{"topic":"open","data":1,"idempotencyKey":"k"}`)
 	require.Equal(t, http.StatusServiceUnavailable, r.status, r.body)
 	require.Equal(t, "idempotency_key_busy", r.code("idempotencyKey"))
@@ -70,4 +70,37 @@ func TestKeysOfAnAccountStayThoughOthersHaveMany(t *testing.T) {
 	require.Equal(t, first, send(ann, "first"))
 	require.Equal(t, send(eve, "h"), send(eve, "h"))
 	require.EqualValues(t, 5, topics.From(app).Stats().IdempotencyKeysEvicted)
+}
+
+// A key is kept with the message: a retry after a restart sends nothing. Another
+// message with the same key is refused, before a restart and after it.
+func TestAKeyIsKeptWithItsMessage(t *testing.T) {
+	app, s := newHistoryApp(t, topics.Config{})
+	define(t, app, map[string]any{"pattern": "live", "subscribeRule": "", "publishRule": ""})
+	_, ann := newUser(t, app, "ann")
+	send := func(token, topic, rest string) reply {
+		return s.publish(token, `{"topic":"`+topic+`","idempotencyKey":"k",`+rest+`}`)
+	}
+	check := func() {
+		t.Helper()
+		for _, other := range []string{`"data":2,"event":"e"`, `"data":1`, `"data":1,"event":"e","except":"x"`} {
+			r := send(ann, "a", other)
+			require.Equal(t, http.StatusConflict, r.status, r.body)
+			require.Equal(t, "idempotency_key_reused", r.code("idempotencyKey"))
+		}
+		require.Len(t, historyOf(t, app, "a"), 1)
+	}
+	first := send(ann, "a", `"data":1,"event":"e"`)
+	require.Equal(t, http.StatusOK, first.status, first.body)
+	require.Equal(t, first.body, send(ann, "a", `"data":1,"event":"e"`).body)
+	check()
+	require.Equal(t, http.StatusOK, send(ann, "live", `"data":1`).status)
+	require.Equal(t, http.StatusConflict, send(ann, "live", `"data":2`).status)
+
+	topics.SettleHistory(app)
+	app, s = restart(t, app, topics.Config{}, false) // it was killed
+	require.Equal(t, first.body, send(ann, "a", `"data":1,"event":"e"`).body)
+	check()
+	require.Equal(t, http.StatusOK, send("", "a", `"data":1`).status, "the key of somebody else")
+	require.Equal(t, http.StatusConflict, send("", "a", `"data":2`).status)
 }

@@ -28,6 +28,7 @@ var diskTables = []diskTable{
 		"leftOut TEXT NOT NULL",
 		"sender TEXT NOT NULL",
 		"data TEXT NOT NULL",
+		"repeat BLOB NOT NULL DEFAULT x''",
 	}, "topic, position"},
 	{"_topicsLogs", []string{
 		"topic TEXT NOT NULL",
@@ -388,10 +389,12 @@ func readEntry(rows *sql.Rows, topic string) (*entry, error) {
 		e            = &entry{message: Message{Topic: topic}}
 		at           int64
 		sender, data string
+		repeat       []byte
 	)
-	if err := rows.Scan(&e.offset, &e.epoch, &at, &e.message.Event, &e.message.Except, &sender, &data); err != nil {
+	if err := rows.Scan(&e.offset, &e.epoch, &at, &e.message.Event, &e.message.Except, &sender, &data, &repeat); err != nil {
 		return nil, err
 	}
+	copy(e.message.repeat[:], repeat)
 	e.message.Time = time.Unix(0, at)
 	e.plain = newDataLine([]byte(data))
 	e.message.Data = json.RawMessage(e.plain.json())

@@ -163,6 +163,19 @@ func (l *topicLog) at(offset uint64) *entry {
 	return l.entries[offset-l.inMemory()]
 }
 
+// sentWith returns the entry with an idempotency key, or nil. A log may be nil.
+func (l *topicLog) sentWith(key repeatKey) *entry {
+	if l == nil {
+		return nil
+	}
+	for _, e := range slices.Backward(l.entries) {
+		if e.message.repeat == key {
+			return e
+		}
+	}
+	return nil
+}
+
 // linked reports whether no message is missing between two epochs.
 func (l *topicLog) linked(a, b string) bool { return l.chain.linked(a, b, l.begun) }
 
