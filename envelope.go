@@ -44,8 +44,9 @@ const envelopeEnd = "}"
 
 // beginning is the envelope's JSON up to its data, which comes last.
 func (e envelope) beginning() []byte {
-	e.Data = json.RawMessage("0")
-	raw, err := json.Marshal(e)
+	empty := e
+	empty.Data = json.RawMessage("0")
+	raw, err := json.Marshal(empty)
 	if err != nil {
 		panic(err) // texts and times always marshal
 	}

@@ -106,7 +106,8 @@ func (c *client) received() []string {
 }
 
 func (b *bench) publish(data string) {
-	b.p.deliver(Message{Topic: "a", Data: []byte(data)})
+	_, err := b.p.deliver(Message{Topic: "a", Data: []byte(data)})
+	require.NoError(b.t, err)
 }
 
 const revokedNotice = `{"@topics":{"type":"revoked","topic":"a","code":"topic_revoked","message":"You are not allowed to subscribe to this topic any more."}}`

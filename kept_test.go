@@ -36,17 +36,17 @@ func TestLittleIsKeptOfARequest(t *testing.T) {
 		times int
 		keeps int // that is meant to
 	}{
-		"refused publishes": {do: func(t *testing.T, s *server, c *stream, i int) {
+		"refused publishes": {do: func(t *testing.T, s *server, _ *stream, i int) {
 			r := s.publish("", fmt.Sprintf(`{"topic":"%d%s","data":1}`, i, long(3*mega)))
 			require.Equal(t, 400, r.status)
 		}, times: 20},
-		"refused subscriptions": {do: func(t *testing.T, s *server, c *stream, i int) {
+		"refused subscriptions": {do: func(t *testing.T, _ *server, c *stream, i int) {
 			form(t, c, fmt.Sprintf("refused/%d", i), 2*mega)
 		}, times: 20},
-		"subscriptions": {do: func(t *testing.T, s *server, c *stream, i int) {
+		"subscriptions": {do: func(t *testing.T, _ *server, c *stream, i int) {
 			form(t, c, fmt.Sprintf("history/%d", i), 2*mega)
 		}, times: 20},
-		"subscriptions that options follow": {do: func(t *testing.T, s *server, c *stream, i int) {
+		"subscriptions that options follow": {do: func(_ *testing.T, _ *server, c *stream, i int) {
 			for j := range 20 {
 				keys := make([]string, 250)
 				for n := range keys {
@@ -56,21 +56,21 @@ func TestLittleIsKeptOfARequest(t *testing.T) {
 			}
 			c.mustSubscribe("")
 		}, times: 3, keeps: 15_000 * 250},
-		"refused names in the query": {do: func(t *testing.T, s *server, c *stream, i int) {
+		"refused names in the query": {do: func(t *testing.T, s *server, _ *stream, i int) {
 			r := s.request(http.MethodGet, fmt.Sprintf("/api/topics/presence?topic=%d%s", i, long(mega/2)), "", "")
 			require.Equal(t, 400, r.status)
 			r = s.request(http.MethodGet, fmt.Sprintf("/api/topics/history?topic=%d%s", i, long(mega/2)), "", "")
 			require.Equal(t, 400, r.status)
 		}, times: 40},
-		"messages with spaces": {do: func(t *testing.T, s *server, c *stream, i int) {
+		"messages with spaces": {do: func(t *testing.T, s *server, _ *stream, i int) {
 			r := s.publish("", fmt.Sprintf(`{"topic":"history/%d","data":[1%s]}`, i, strings.Repeat(" ", 3*mega)))
 			require.Equal(t, 200, r.status, r.body)
 		}, times: 20},
-		"messages that leave out what is no client": {do: func(t *testing.T, s *server, c *stream, i int) {
+		"messages that leave out what is no client": {do: func(t *testing.T, s *server, _ *stream, i int) {
 			r := s.publish("", fmt.Sprintf(`{"topic":"history/%d","data":1,"except":"%s"}`, i, long(3*mega)))
 			require.Equal(t, "except_invalid", r.code("except"))
 		}, times: 20},
-		"messages of the app's own code": {do: func(t *testing.T, s *server, c *stream, i int) {
+		"messages of the app's own code": {do: func(t *testing.T, s *server, _ *stream, i int) {
 			body := long(3*mega) + "/history"
 			topic := body[3*mega+1:] + fmt.Sprint("/", i)
 			require.NoError(t, topics.Notify(s.app, topic, 1, topics.Event(body[:10]), topics.Except(body[:20])))

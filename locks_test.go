@@ -2,6 +2,7 @@ package topics_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -97,7 +98,8 @@ func (c *checkedClient) Subscriptions(prefixes ...string) map[string]subscriptio
 	return c.Client.Subscriptions(prefixes...)
 }
 
-func (c *checkedClient) Id() string {
+//lint:ignore ST1003 the interface is PocketBase's
+func (c *checkedClient) Id() string { //revive:disable-line:var-naming
 	c.c.here(c.kind + ": Id")
 	return c.Client.Id()
 }
@@ -138,8 +140,8 @@ func TestNoLockIsHeldWhileCallingOthers(t *testing.T) {
 	p := topics.From(app)
 	p.OnOccupied().BindFunc(func(e *topics.TopicEvent) error { c.here("OnOccupied"); return e.Next() })
 	p.OnVacated().BindFunc(func(e *topics.TopicEvent) error { c.here("OnVacated"); return e.Next() })
-	p.OnJoin().BindFunc(func(e *topics.MemberEvent) error { c.here("OnJoin"); return fmt.Errorf("logged") })
-	p.OnLeave().BindFunc(func(e *topics.MemberEvent) error { c.here("OnLeave"); panic("logged") })
+	p.OnJoin().BindFunc(func(_ *topics.MemberEvent) error { c.here("OnJoin"); return errors.New("logged") })
+	p.OnLeave().BindFunc(func(_ *topics.MemberEvent) error { c.here("OnLeave"); panic("logged") })
 	app.OnRecordEnrich().BindFunc(func(e *core.RecordEnrichEvent) error { c.here("OnRecordEnrich"); return e.Next() })
 	app.OnRealtimeConnectRequest().Bind(&hook.Handler[*core.RealtimeConnectRequestEvent]{Func: func(e *core.RealtimeConnectRequestEvent) error {
 		e.Client = &checkedClient{e.Client, c, "wrapped client"}

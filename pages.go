@@ -57,8 +57,8 @@ func History(app core.App, topic string, options HistoryOptions) (HistoryPage, e
 }
 
 // History is [History] on an app whose plugin is at hand.
-func (p *Plugin) History(app core.App, topic string, options HistoryOptions) (HistoryPage, error) {
-	page, entries, err := p.page(p.app(app), topic, options)
+func (p *Plugin) History(_ core.App, topic string, options HistoryOptions) (HistoryPage, error) {
+	page, entries, err := p.page(topic, options)
 	for _, e := range entries {
 		page.Messages = append(page.Messages, e.message)
 		page.IDs = append(page.IDs, e.id())
@@ -66,7 +66,7 @@ func (p *Plugin) History(app core.App, topic string, options HistoryOptions) (Hi
 	return page, err
 }
 
-func (p *Plugin) page(app core.App, topic string, options HistoryOptions) (HistoryPage, []*entry, error) {
+func (p *Plugin) page(topic string, options HistoryOptions) (HistoryPage, []*entry, error) {
 	if p.closed.Load() {
 		return HistoryPage{}, nil, ErrClosed
 	}
@@ -200,7 +200,7 @@ func (p *Plugin) handleHistory(e *core.RequestEvent) error {
 		options.Limit = limit
 	}
 
-	page, entries, err := p.page(e.App, topic, options)
+	page, entries, err := p.page(topic, options)
 	if err != nil {
 		return p.historyFault(e, err)
 	}

@@ -90,7 +90,7 @@ func TestAPanicInADecisionDenies(t *testing.T) {
 // panickingLog is a log that panics.
 type panickingLog struct{ slog.Handler }
 
-func (l panickingLog) Handle(ctx context.Context, r slog.Record) error { panic("log") }
+func (l panickingLog) Handle(_ context.Context, _ slog.Record) error { panic("log") }
 
 // A log that panics does not keep a slow client from being closed, nor access
 // from being taken back, and the publisher does not see it.

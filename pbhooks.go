@@ -67,7 +67,7 @@ func (h *pbHooks) History(app core.App, topic string, options HistoryOptions) (a
 	if app == nil {
 		return nil, errNoApp
 	}
-	page, entries, err := h.plugin.page(h.plugin.app(app), topic, options)
+	page, entries, err := h.plugin.page(topic, options)
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 func sendAs(t *testing.T, rs *repeats, by owner, key string) (sent bool) {
 	t.Helper()
 
-	id, err := onceMore(rs, t.Context(), by, newRepeatKey("", string(by), "topic", key), func() (string, error) {
+	id, err := onceMore(t.Context(), rs, by, newRepeatKey("", string(by), "topic", key), func() (string, error) {
 		sent = true
 		return "id of " + key, nil
 	})
@@ -104,7 +104,7 @@ func TestAWaitForASendEndsWithTheRequest(t *testing.T) {
 		sending, sends := make(chan struct{}), 0
 		first := make(chan string)
 		go func() {
-			id, _ := onceMore(rs, t.Context(), "ann", key, func() (string, error) {
+			id, _ := onceMore(t.Context(), rs, "ann", key, func() (string, error) {
 				sends++
 				<-sending
 				return "1", nil
@@ -121,12 +121,12 @@ func TestAWaitForASendEndsWithTheRequest(t *testing.T) {
 
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_, err := onceMore(rs, ctx, "ann", key, never)
+		_, err := onceMore(ctx, rs, "ann", key, never)
 		require.ErrorIs(t, err, errRepeatInterrupted)
 
 		close(sending)
 		require.Equal(t, "1", <-first)
-		id, err := onceMore(rs, t.Context(), "ann", key, never)
+		id, err := onceMore(t.Context(), rs, "ann", key, never)
 		require.NoError(t, err)
 		require.Equal(t, "1", id)
 		require.Equal(t, 1, sends)
@@ -138,21 +138,21 @@ func TestAFailedSendIsNoRepetition(t *testing.T) {
 	rs := newRepeats(3)
 	key := newRepeatKey("", "", "topic", "k")
 	require.Panics(t, func() {
-		_, _ = onceMore(rs, t.Context(), "", key, func() (string, error) { panic("broker") })
+		_, _ = onceMore(t.Context(), rs, "", key, func() (string, error) { panic("broker") })
 	})
-	_, err := onceMore(rs, t.Context(), "", key, func() (string, error) { return "", errors.New("no") })
+	_, err := onceMore(t.Context(), rs, "", key, func() (string, error) { return "", errors.New("no") })
 	require.EqualError(t, err, "no")
 	require.Empty(t, rs.byKey)
 
 	for range 2 {
-		id, err := onceMore(rs, t.Context(), "", key, func() (string, error) { return "1", nil })
+		id, err := onceMore(t.Context(), rs, "", key, func() (string, error) { return "1", nil })
 		require.NoError(t, err)
 		require.Equal(t, "1", id)
 	}
 }
 
 // onceMore is once with the same content for all.
-func onceMore(rs *repeats, ctx context.Context, by owner, key repeatKey, send func() (string, error)) (string, error) {
+func onceMore(ctx context.Context, rs *repeats, by owner, key repeatKey, send func() (string, error)) (string, error) {
 	return rs.once(ctx, by, key, content{}, func() (string, content, error) {
 		id, err := send()
 		return id, content{}, err

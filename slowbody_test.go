@@ -47,7 +47,7 @@ func (s *slowServer) post(path, token, body string, meanwhile func()) reply {
 
 	conn, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 	require.NoError(s.t, err)
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // the answer was read
 	require.NoError(s.t, conn.SetDeadline(time.Now().Add(patience)))
 	_, err = fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nX-Slow: 1\r\nConnection: close\r\nAuthorization: %s\r\n"+
 		"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n", path, token, len(body))

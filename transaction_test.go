@@ -17,7 +17,7 @@ import (
 // touch the grants of its values only.
 func TestAPanicInAWriteLeavesNothing(t *testing.T) {
 	for name, write := range map[string]func(app core.App, m *core.Record, boom func()) error{
-		"transaction": func(app core.App, m *core.Record, boom func()) error {
+		"transaction": func(app core.App, m *core.Record, _ func()) error {
 			return app.RunInTransaction(func(tx core.App) error {
 				if err := tx.Save(m); err != nil {
 					return err
@@ -25,7 +25,7 @@ func TestAPanicInAWriteLeavesNothing(t *testing.T) {
 				panic("transaction")
 			})
 		},
-		"transaction with a message": func(app core.App, m *core.Record, boom func()) error {
+		"transaction with a message": func(app core.App, _ *core.Record, _ func()) error {
 			return app.RunInTransaction(func(tx core.App) error {
 				for range 3 {
 					if err := Notify(tx, "room/1", "lost"); err != nil {
@@ -35,7 +35,7 @@ func TestAPanicInAWriteLeavesNothing(t *testing.T) {
 				panic("transaction")
 			})
 		},
-		"nested": func(app core.App, m *core.Record, boom func()) error {
+		"nested": func(app core.App, m *core.Record, _ func()) error {
 			return app.RunInTransaction(func(tx core.App) error {
 				return tx.RunInTransaction(func(tx core.App) error {
 					if err := tx.Save(m); err != nil {
