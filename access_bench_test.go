@@ -120,6 +120,12 @@ func (w wait) resume(*grant) {
 
 func (wait) revoke(*grant, uint64, outcome) bool { panic("the benchmarks revoke nothing") }
 
+func (wait) move(*grant, *grant) { panic("the benchmarks change no rule") }
+
+func (wait) subscriptionKey() string { return "" }
+
+func (wait) guest() owner { return "" }
+
 func waitsFor(p *Plugin) map[*grant]wait {
 	waits := map[*grant]wait{}
 	for _, g := range p.grants.list() {

@@ -193,6 +193,7 @@ func (p *presence) depart(shard *hubShard, s *subscription, now bool) (lingers b
 		p.changed(shard, tm)
 		return false
 	}
+	a.key = s.key
 	if a.grant = s.grant; a.grant != nil {
 		p.grants.handOver(a.grant, s, a)
 	}
@@ -289,6 +290,33 @@ func (a *attendee) revoke(g *grant, marked uint64, _ outcome) bool {
 		p.leave(shard, a)
 	}
 	return counts
+}
+
+// move implements [holder].
+func (a *attendee) move(from, to *grant) {
+	gs := a.presence.grants
+	shard := a.presence.hub.shard(a.topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	if a.member == nil || a.grant != from {
+		gs.release(to)
+		return
+	}
+	a.grant = to
+	gs.hold(to, a)
+	gs.drop(from, a)
+}
+
+// subscriptionKey implements [holder].
+func (a *attendee) subscriptionKey() string { return a.key }
+
+// guest implements [holder].
+func (a *attendee) guest() owner {
+	if a.client == nil {
+		return "" // from before a restart
+	}
+	return a.client.guest
 }
 
 // leave ends an attendee's grace. The shard's lock is held.

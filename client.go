@@ -23,6 +23,7 @@ type client struct {
 	subscriptions.Client
 
 	id       string
+	guest    owner // whom the connection counts for without an account
 	idLine   []byte
 	previous atomic.Pointer[[]string] // ids of its connections before
 	limits   clientLimits
@@ -45,6 +46,10 @@ type client struct {
 	closed  bool
 
 	lastEvent atomic.Pointer[eventLine] // of a record event: the next often has the same
+
+	// held back until a decision, over all subscriptions
+	heldMessages int
+	heldBytes    int
 
 	subsMu    sync.Mutex
 	subs      map[string]*subscription
@@ -114,6 +119,7 @@ func newClient(wrapped subscriptions.Client, hub *hub, grants *grants, response 
 	c := &client{
 		Client:   wrapped,
 		id:       id,
+		guest:    connectionOwner(id),
 		idLine:   []byte("id:" + id + "\n"),
 		limits:   limits,
 		hub:      hub,

@@ -22,6 +22,7 @@ func TestAFullClientIsClosedWithoutItsLocks(t *testing.T) {
 		c.mu.Unlock()
 	}
 	g := b.subscribe(c, "a")
+	g.queued.Store(true) // the decision is on its way
 	g.marked.Add(1)
 	b.p.grants.decide = func(*grant) outcome { return outcome{until: forever} }
 

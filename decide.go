@@ -57,7 +57,6 @@ func (p *Plugin) decide(app core.App, a action, topic string, who asker) (d *den
 }
 
 func (p *Plugin) decideRule(app core.App, a action, topic string, who asker) *denial {
-	who.ctx = p.life
 	if !validTopic(topic) {
 		return denyMalformed()
 	}
@@ -66,6 +65,12 @@ func (p *Plugin) decideRule(app core.App, a action, topic string, who asker) *de
 	if err != nil {
 		return denyRuleError(err)
 	}
+	return p.decideBy(app, d, a, topic, who)
+}
+
+// decideBy is decide by a definition, or without one.
+func (p *Plugin) decideBy(app core.App, d *definition, a action, topic string, who asker) *denial {
+	who.ctx = p.life
 	if d == nil {
 		if a == actionSubscribe && p.config.AllowUnknown {
 			return nil
@@ -101,6 +106,9 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 	if err != nil {
 		return outcome{denial: denyRuleError(err), reason: reasonRuleError}
 	}
+	if !g.names.covers(d.optionsRead(app, a, topic)) {
+		return outcome{denial: denyRuleError(errRuleChanged), reason: reasonRuleError, moves: true}
+	}
 	tracks := d != nil && d.tracks
 	nothingToSee := outcome{denial: denyNoPresence(), reason: reasonNoPresence}
 	if d != nil && d.open(a) && (!tracks || auth.id == "" || a == actionPresence) {
@@ -132,7 +140,7 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 	}
 
 	who.verified = new(bool)
-	denial := p.decide(app, a, topic, who)
+	denial := p.decideBy(app, d, a, topic, who)
 	if denial != nil {
 		info, err := who.info()
 		signedOut := auth.id != "" && err == nil && info.Auth == nil
@@ -162,10 +170,14 @@ func (p *Plugin) decideGrant(g *grant) outcome {
 	}
 	if r.clock {
 		// from now, not from before a slow query: it has to count for something
-		o.until = min(o.until, time.Now().Add(clockTTL).UnixNano())
+		if end := time.Now().Add(clockTTL).UnixNano(); end < o.until {
+			o.until, o.clock = end, true
+		}
 	}
 	return o
 }
+
+var errRuleChanged = errors.New("the rule has changed during the decision")
 
 // open reports whether everyone may, without a look at any data.
 func (d *definition) open(a action) bool {

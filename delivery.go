@@ -2,7 +2,6 @@ package topics
 
 import (
 	"fmt"
-	"math"
 )
 
 // publish sends a message to every subscriber of this process, and returns its
@@ -26,15 +25,10 @@ func (p *Plugin) publish(m Message) (id string, err error) {
 // is held while it asks the database or the app's code.
 func (p *Plugin) deliver(m Message) (id string, err error) {
 	// A few stale grants are decided here, so that a subscriber has the message
-	// exactly if the rule lets it have it now. Many would keep the publisher
-	// waiting: their messages are held back and follow.
-	stale := p.hub.stale(m.Topic, inlineDecisions+1)
-	if len(stale) <= inlineDecisions {
-		for _, g := range stale {
-			p.grants.decideAgain(g)
-		}
-	} else {
-		p.grants.markDirty(p.hub.stale(m.Topic, math.MaxInt)...)
+	// exactly if the rule lets it have it now. Many would keep the publisher and
+	// the others waiting: their messages are held back and follow.
+	for _, g := range p.hub.stale(m.Topic) {
+		p.grants.decideAgain(g)
 	}
 
 	r, err := p.retentionOf(m.Topic)

@@ -89,6 +89,12 @@ const (
 	codeOptions   = "topic_options_invalid"
 	codeGap       = "topic_gap"
 
+	codeTopicSubscriptions   = "topic_subscriptions_exceeded"
+	codeSubscriptions        = "subscriptions_exceeded"
+	codeAccountSubscriptions = "account_subscriptions_exceeded"
+	codeAccountConnections   = "account_connections_exceeded"
+	codeAddressConnections   = "address_connections_exceeded"
+
 	codePayloadRequired = "payload_required"
 	codePayloadInvalid  = "payload_invalid"
 	codePayloadTooLarge = "payload_too_large"
@@ -174,6 +180,32 @@ func denyMalformed() *denial {
 
 func denyOptions() *denial {
 	return &denial{code: codeOptions, message: "The options of this subscription are not valid. replay must be a number from 0 on, envelope and presence true or false, resume a text of 1 to 128 bytes, and state an object of at most 2048 bytes of JSON without duplicate keys."}
+}
+
+func denyTopicSubscriptions() *denial {
+	return &denial{code: codeTopicSubscriptions, message: "This connection has too many subscriptions with different options to this topic. Use one of them for all of its listeners."}
+}
+
+func denySubscriptions() *denial {
+	return &denial{code: codeSubscriptions, message: "This connection has too many subscriptions to topics. Unsubscribe from some, then subscribe again."}
+}
+
+func denyAccountSubscriptions() *denial {
+	return &denial{code: codeAccountSubscriptions, message: "The connections of this account have too many subscriptions to topics. Close some, then subscribe again."}
+}
+
+func denyAccountConnections() *denial {
+	return &denial{code: codeAccountConnections, message: "This account has too many connections that subscribe to topics. Close some, then subscribe again."}
+}
+
+// isLimit reports whether the denial is one of the limits of subscriptions: of
+// those that are told on a key.
+func (d *denial) isLimit() bool {
+	switch d.code {
+	case codeTopicSubscriptions, codeSubscriptions, codeAccountSubscriptions, codeAccountConnections:
+		return true
+	}
+	return false
 }
 
 func denyReserved() *denial {

@@ -95,6 +95,7 @@ func TakeLocks(app core.App, patience time.Duration) (held string) {
 		"grants": &p.grants.mu, "watches": &p.grants.watches.mu, "writes": &p.writes.mu, "commits": &p.commits.mu,
 		"calls": &p.calls.mu, "presence": &p.presence.mu, "foreign": &p.foreign.mu, "history": &p.history.mu,
 		"positions": &p.history.positions.mu, "repeats": &p.repeats.mu, "log": &p.logs.mu,
+		"queue": &p.grants.queue.mu, "clock": &p.grants.clock.mu, "quota": &p.quota.mu,
 	}
 	if d := p.history.disk; d != nil {
 		locks["disk"] = &d.mu
@@ -156,4 +157,54 @@ func HoldIdempotencyKey(app core.App, topic, key, data string) (release func()) 
 func takeLock(l sync.Locker) {
 	l.Lock()
 	defer l.Unlock()
+}
+
+// Seats returns how many subscriptions count for accounts, how many connections
+// have some, and how many connections count for addresses.
+func Seats(app core.App) (seats, connections, addresses int) {
+	q := From(app).quota
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	for _, use := range q.accounts {
+		seats += use.seats
+		connections += len(use.byConnection)
+	}
+	for _, n := range q.addresses {
+		addresses += n
+	}
+	return seats, connections, addresses
+}
+
+// CountDecisions counts the decisions of open subscriptions from now on. It is
+// called before there are any.
+func CountDecisions(app core.App) *atomic.Int64 {
+	gs, count := From(app).grants, new(atomic.Int64)
+	decide := gs.decide
+	gs.decide = func(g *grant) outcome {
+		count.Add(1)
+		return decide(g)
+	}
+	return count
+}
+
+// Seated returns how many open subscriptions of connections have a seat, and how
+// many are guarded by a rule for an account that is not a superuser.
+func Seated(app core.App) (seats, guarded int) {
+	From(app).hub.clients.Range(func(found, _ any) bool {
+		c := found.(*client)
+		c.subsMu.Lock()
+		defer c.subsMu.Unlock()
+
+		for _, s := range c.subs {
+			if s.taken != nil {
+				seats++
+			}
+			if s.grant != nil && s.grant.account != "" {
+				guarded++
+			}
+		}
+		return true
+	})
+	return seats, guarded
 }

@@ -27,6 +27,7 @@ type foreignClients struct {
 	broker *subscriptions.Broker
 	limits foreignLimits
 	grants *grants
+	quota  *quota
 	onSlow func(clientID string)
 	guard  *guard
 
@@ -145,7 +146,7 @@ func (fc *foreignClients) sweepOne(c subscriptions.Client, messages []foreignMes
 			continue
 		}
 		for key := range c.Subscriptions(m.topic + "?") {
-			if fc.mayReceive(id, key) {
+			if fc.mayReceive(c, id, key) {
 				fc.send(c, subscriptions.Message{Name: key, Data: m.data})
 			}
 		}
@@ -299,12 +300,14 @@ type foreignHold struct {
 	client subscriptions.Client
 	key    string
 	grant  *grant
+	seat   *seat // nil: nobody's limit holds; guarded by foreignClients.mu
+	payer  owner // without an account
 }
 
 var _ holder = (*foreignHold)(nil)
 
 // setGrants replaces what a foreign client holds.
-func (fc *foreignClients) setGrants(c subscriptions.Client, keys []string, admitted map[string]*admission) {
+func (fc *foreignClients) setGrants(c subscriptions.Client, guest owner, keys []string, admitted map[string]*admission) {
 	id := c.Id()
 	fresh := make(map[string]*foreignHold, len(keys))
 	for _, key := range keys {
@@ -312,7 +315,7 @@ func (fc *foreignClients) setGrants(c subscriptions.Client, keys []string, admit
 		if a := admitted[key]; a != nil {
 			g = a.grant
 		}
-		fresh[key] = &foreignHold{fc: fc, client: c, key: key, grant: g}
+		fresh[key] = &foreignHold{fc: fc, client: c, key: key, grant: g, payer: guest}
 		if g != nil {
 			fc.grants.hold(g, fresh[key])
 		}
@@ -320,6 +323,29 @@ func (fc *foreignClients) setGrants(c subscriptions.Client, keys []string, admit
 
 	fc.mu.Lock()
 	old := fc.holds[id]
+	var spare []*seat
+	for key, h := range old {
+		switch a := admitted[key]; {
+		case h.seat == nil:
+		case a != nil && a.seat == nil && a.account == h.seat.account:
+			fresh[key].seat = h.seat
+		default:
+			spare = append(spare, h.seat)
+		}
+		h.seat = nil
+	}
+	for key, a := range admitted {
+		h := fresh[key]
+		if h.seat == nil {
+			h.seat, a.seat = a.seat, nil
+		}
+		if h.seat == nil && a.account != "" {
+			h.seat, spare = fc.quota.reuse(spare, a.account, id)
+		}
+	}
+	for _, seat := range spare {
+		seat.free()
+	}
 	if len(fresh) > 0 {
 		fc.holds[id] = fresh
 	} else {
@@ -334,20 +360,96 @@ func (fc *foreignClients) setGrants(c subscriptions.Client, keys []string, admit
 	}
 }
 
-// mayReceive asks, unless Go code subscribed the client, whether the grant
-// still lets it. It runs in a sweep, which may wait for a decision.
-func (fc *foreignClients) mayReceive(clientID, key string) bool {
+// held returns the keys of a foreign client, each with the account that has a
+// seat for it.
+func (fc *foreignClients) held(clientID string) map[string]owner {
 	fc.mu.Lock()
-	h := fc.holds[clientID][key]
+	defer fc.mu.Unlock()
+
+	keys := make(map[string]owner, len(fc.holds[clientID]))
+	for key, h := range fc.holds[clientID] {
+		keys[key] = ""
+		if h.seat != nil {
+			keys[key] = h.seat.account
+		}
+	}
+	return keys
+}
+
+// prune forgets what clients hold that are gone. Nobody tells when Go code ends
+// one.
+func (fc *foreignClients) prune() {
+	fc.mu.Lock()
+	clients := make([]subscriptions.Client, 0, len(fc.holds))
+	for _, holds := range fc.holds {
+		for _, h := range holds {
+			clients = append(clients, h.client)
+			break
+		}
+	}
 	fc.mu.Unlock()
 
-	return h == nil || h.grant != nil && fc.grants.decideFor(h.grant) == nil
+	for _, c := range clients {
+		_ = fc.guard.run("asking a client of the app's own code", func() {
+			if c.IsDiscarded() {
+				fc.setGrants(c, "", nil, nil)
+			}
+		})
+	}
 }
+
+// mayReceive asks, unless Go code subscribed the client, whether the grant
+// still lets it. It runs in a sweep, which may wait for a decision.
+func (fc *foreignClients) mayReceive(c subscriptions.Client, id, key string) bool {
+	for try := 0; ; try++ {
+		fc.mu.Lock()
+		h := fc.holds[id][key]
+		fc.mu.Unlock()
+
+		switch {
+		case h == nil:
+			return c.HasSubscription(key) // or it was revoked just now
+		case h.grant == nil:
+			return false
+		}
+		o := fc.grants.outcomeFor(h.grant)
+		if !o.moves || try == 2 {
+			return o.denial == nil
+		}
+		fc.grants.moveHolders(h.grant) // nothing is held back for this client
+	}
+}
+
+// move implements [holder].
+func (h *foreignHold) move(from, to *grant) {
+	fc, id := h.fc, h.client.Id()
+	moved := &foreignHold{fc: fc, client: h.client, key: h.key, grant: to, payer: h.payer}
+
+	fc.mu.Lock()
+	moves := fc.holds[id][h.key] == h && h.grant == from
+	if moves {
+		moved.seat, h.seat = h.seat, nil
+		fc.holds[id][h.key] = moved
+		fc.grants.hold(to, moved)
+		fc.grants.drop(from, h)
+	}
+	fc.mu.Unlock()
+
+	if !moves {
+		fc.grants.release(to)
+	}
+}
+
+// subscriptionKey implements [holder].
+func (h *foreignHold) subscriptionKey() string { return h.key }
+
+// guest implements [holder].
+func (h *foreignHold) guest() owner { return h.payer }
 
 // resume implements [holder]. Nothing is held back: see mayReceive.
 func (h *foreignHold) resume(*grant) {
 	if h.client.IsDiscarded() {
-		h.fc.setGrants(h.client, nil, nil)
+		h.fc.setGrants(h.client, "", nil, nil)
 	}
 }
 
@@ -361,16 +463,25 @@ func (h *foreignHold) revoke(g *grant, marked uint64, o outcome) bool {
 
 	fc.mu.Lock()
 	held := fc.holds[id][h.key] == h
+	ended := &foreignHold{fc: fc, client: h.client, key: h.key} // nothing is sent
 	if held {
-		delete(fc.holds[id], h.key)
-		if len(fc.holds[id]) == 0 {
-			delete(fc.holds, id)
-		}
+		h.seat.free()
+		h.seat = nil
+		fc.holds[id][h.key] = ended
 	}
 	fc.mu.Unlock()
 
 	if held {
 		h.client.Unsubscribe(h.key)
+
+		fc.mu.Lock()
+		if fc.holds[id][h.key] == ended {
+			delete(fc.holds[id], h.key)
+			if len(fc.holds[id]) == 0 {
+				delete(fc.holds, id)
+			}
+		}
+		fc.mu.Unlock()
 		fc.grants.drop(g, h)
 		fc.send(h.client, o.revocation(g.key.topic).onKey(h.key, false))
 	}

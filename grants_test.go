@@ -18,6 +18,7 @@ type bench struct {
 	p *Plugin
 
 	allowed atomic.Bool
+	decide  atomic.Pointer[func(*grant) outcome]
 	asked   chan struct{} // a decision has read allowed
 	finish  chan struct{} // lets it go on
 }
@@ -36,7 +37,8 @@ func newBench(t *testing.T, stepwise bool) *bench {
 	b.p.hub.identify = func(*client, string) *identity { return nil }
 	b.p.foreign = newForeignClients(subscriptions.NewBroker(), b.p.grants, foreignLimits{}, func(string) {})
 	b.p.grants.revoked = func(*grant, outcome) {}
-	b.p.grants.decide = func(*grant) outcome {
+	b.p.grants.decide = func(g *grant) outcome { return (*b.decide.Load())(g) }
+	first := func(*grant) outcome {
 		allowed := b.allowed.Load() // what a query finds
 		if stepwise {
 			select {
@@ -54,7 +56,14 @@ func newBench(t *testing.T, stepwise bool) *bench {
 		}
 		return outcome{until: forever}
 	}
+	b.decide.Store(&first)
 	return b
+}
+
+// decideBy wraps what decides.
+func (b *bench) decideBy(wrap func(next func(*grant) outcome) func(*grant) outcome) {
+	decide := wrap(*b.decide.Load())
+	b.decide.Store(&decide)
 }
 
 func (b *bench) close() {
@@ -108,6 +117,15 @@ func (c *client) received() []string {
 func (b *bench) publish(data string) {
 	_, err := b.p.deliver(Message{Topic: "a", Data: []byte(data)})
 	require.NoError(b.t, err)
+}
+
+// fanOut is publish without the decisions that a publisher makes itself.
+func (b *bench) fanOut(data string) {
+	_, slow, err := b.p.hub.publish(Message{Topic: "a", Data: []byte(data)}, b.p.foreign, retention{})
+	require.NoError(b.t, err)
+	for _, c := range slow {
+		c.closeSlow()
+	}
 }
 
 const revokedNotice = `{"@topics":{"type":"revoked","topic":"a","code":"topic_revoked","message":"You are not allowed to subscribe to this topic any more."}}`
@@ -263,23 +281,41 @@ func TestMessagesWaitForTheDecision(t *testing.T) {
 		b := newBench(t, false)
 		defer b.close()
 
-		clients := make([]*client, inlineDecisions+1)
+		clients := make([]*client, 10) // guests, with options
 		var all []*grant
 		for i := range clients {
 			clients[i] = b.client()
 			all = append(all, b.subscribe(clients[i], "a?"+string(rune('A'+i))))
 		}
 
-		b.p.grants.touch(all)
-		b.publish("1")
-		b.publish("2")
-		for _, c := range clients {
-			require.Empty(t, c.received(), "held back")
+		var decisions atomic.Int64
+		follow := make(chan struct{})
+		b.decideBy(func(next func(*grant) outcome) func(*grant) outcome {
+			return func(g *grant) outcome {
+				if decisions.Add(1) > inlinePerOwner {
+					<-follow
+				}
+				return next(g)
+			}
+		})
+		b.publish("0") // all are fresh
+		for _, g := range all {
+			g.marked.Add(1) // a write, which nobody but the publisher knows of
 		}
+		b.publish("1")
+		atOnce := 0
+		for _, c := range clients {
+			if topics, _ := c.queued(); topics.messages > 1 {
+				atOnce++
+			}
+		}
+		require.Equal(t, inlinePerOwner, atOnce, "the others are held back")
+		b.fanOut("2")
+		close(follow)
 		time.Sleep(time.Second)
 		b.publish("3")
 		for _, c := range clients {
-			require.Equal(t, []string{"1", "2", "3"}, c.received())
+			require.Equal(t, []string{"0", "1", "2", "3"}, c.received())
 		}
 
 		b.allowed.Store(false)
@@ -299,14 +335,10 @@ func TestHeldMessagesAreBounded(t *testing.T) {
 	go func() { <-b.asked; b.finish <- struct{}{} }()
 	b.subscribe(c, "a")
 
-	// many stale grants of the topic, none of which is decided
-	for i := range inlineDecisions + 1 {
-		g := b.p.grants.acquire(nil, actionSubscribe, "a?"+string(rune('A'+i)), subscriptions.SubscriptionOptions{}, credentials{})
-		b.admit(b.client(), g, "a?"+string(rune('A'+i)))
-	}
 	b.p.grants.touchAll()
+	<-b.asked // a worker has begun to decide
 	for range 101 {
-		b.publish("1")
+		b.fanOut("1")
 	}
 	require.True(t, c.IsDiscarded(), "closed as a slow consumer")
 

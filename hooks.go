@@ -5,6 +5,7 @@ import (
 	"math"
 	"time"
 
+	validation "github.com/pocketbase/ozzo-validation/v4"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/core/validators"
 	"github.com/pocketbase/pocketbase/tools/hook"
@@ -75,6 +76,16 @@ func (p *Plugin) onTerminate(e *core.TerminateEvent) error {
 }
 
 func (p *Plugin) onConnect(e *core.RealtimeConnectRequestEvent) error {
+	peer := clientAddress(e.RequestEvent)
+	address := addressOwner(peer)
+	if !p.quota.connect(address) {
+		return p.refuseConnection(e)
+	}
+	defer p.quota.disconnect(address)
+	if address == "" {
+		p.noteUncounted(e.App)
+	}
+
 	c := newClient(e.Client, p.hub, p.grants, e.Response, clientLimits{
 		messages:     p.config.QueueMessages,
 		bytes:        p.config.QueueBytes,
@@ -83,6 +94,7 @@ func (p *Plugin) onConnect(e *core.RealtimeConnectRequestEvent) error {
 		heartbeat:    p.config.Heartbeat,
 	}, p.logClosed(e.App))
 
+	c.guest = guestOwner(peer, c.id)
 	c.peer = newDeadPeer(e.Request, p.config.WriteTimeout, func() {
 		_ = p.guard.run("closing a dead connection", c.closeDead) // it is logged
 	}, c.conn.extend)
@@ -103,6 +115,22 @@ func (p *Plugin) onConnect(e *core.RealtimeConnectRequestEvent) error {
 	e.Client = c
 
 	return e.Next()
+}
+
+func (p *Plugin) refuseConnection(e *core.RealtimeConnectRequestEvent) error {
+	p.counters.connectionsRefused.Add(1)
+	message := "Your address has too many realtime connections. Close some, then connect again."
+
+	return e.TooManyRequestsError(message, validation.Errors{"address": validation.NewError(codeAddressConnections, message)})
+}
+
+// noteUncounted says once that addresses are not counted, if that is because the
+// server does not know which proxy to believe.
+func (p *Plugin) noteUncounted(app core.App) {
+	if len(app.Settings().TrustedProxy.Headers) > 0 || p.uncounted.Swap(true) {
+		return
+	}
+	app.Logger().Info("Realtime connections are not counted by address, because they come from a private or loopback address. Behind a proxy, name its header in the settings under Trusted proxy.")
 }
 
 func (p *Plugin) onSend(e *core.RealtimeMessageEvent) error {

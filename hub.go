@@ -2,7 +2,6 @@ package topics
 
 import (
 	"hash/maphash"
-	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -34,6 +33,7 @@ type hub struct {
 	history  *history
 	overlap  time.Duration // Config.ResumeOverlap
 	presence *presence
+	quota    *quota
 
 	// which member a client is that Go code has subscribed to a topic
 	identify func(c *client, topic string) *identity
@@ -77,6 +77,7 @@ type subscription struct {
 	group     *keyGroup
 	pos       int    // in group.subscribers
 	grant     *grant // nil: Go code subscribed the client, no rule was asked
+	taken     *seat  // nil: nobody's limit holds; guarded by client.subsMu
 	held      []frame
 	heldBytes int
 	behind    *cursor // nil: it is live
@@ -146,7 +147,7 @@ func (h *hub) remove(s *subscription, now bool) (lingers bool) {
 
 	group := s.group
 	s.group = nil
-	s.held, s.heldBytes = nil, 0
+	s.takeHeld()
 	if s.behind != nil {
 		s.behind = nil
 		s.client.behind.Add(-1)
@@ -206,51 +207,64 @@ func (h *hub) release(s *subscription, g *grant) (ok bool) {
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
-	if s.group == nil || s.grant != g || !g.fresh(time.Now().UnixNano()) {
+	if s.group == nil || s.grant != g {
 		return true
 	}
-	for i, f := range s.held {
+	if !g.fresh(time.Now().UnixNano()) {
+		if len(s.held) > 0 {
+			s.client.grants.ask(g) // it has ended already, or was touched
+		}
+		return true
+	}
+	for _, f := range s.takeHeld() {
 		if s.client.enqueue(f) {
 			continue
 		}
-		s.held = s.held[i:]
 		if !s.fallBehind(f.entry) {
 			return false
 		}
 		break
 	}
-	s.held, s.heldBytes = nil, 0
 	h.fill(shard, s)
 	h.presence.attend(shard, s, g.identity.Load())
 	h.presence.retry(shard, s)
 	return true
 }
 
-// stale returns up to limit grants of a topic's subscribers that need a new
-// decision before they receive anything.
-func (h *hub) stale(topic string, limit int) []*grant {
+// stale returns the grants of a topic's subscribers that a publisher decides
+// itself: some of those that need a new decision, and few of each account.
+func (h *hub) stale(topic string) []*grant {
 	now := time.Now().UnixNano()
 
 	shard := h.shard(topic)
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
 
-	var found map[*grant]struct{}
+	var (
+		found    []*grant
+		last     *grant
+		accounts map[owner]int // guests count together: they share decisions, unless they send options
+	)
 	for _, group := range shard.topics[topic] {
 		for _, s := range group.subscribers {
-			if s.grant == nil || s.grant.fresh(now) {
+			if s.grant == nil || s.grant == last || s.grant.fresh(now) || slices.Contains(found, s.grant) {
 				continue
 			}
-			if found == nil {
-				found = map[*grant]struct{}{}
+			last = s.grant
+			if accounts == nil {
+				accounts = map[owner]int{}
 			}
-			found[s.grant] = struct{}{}
-			if len(found) >= limit {
-				return slices.Collect(maps.Keys(found))
+			if accounts[last.account] >= inlinePerOwner {
+				continue
+			}
+			accounts[last.account]++
+			found = append(found, last)
+			if len(found) >= inlineDecisions {
+				return found
 			}
 		}
 	}
-	return slices.Collect(maps.Keys(found))
+	return found
 }
 
 // publish gives the message its place in the topic's history, if that is kept,
@@ -342,18 +356,6 @@ func (g *keyGroup) fanOutChunk(subscribers []*subscription, f frame, now int64, 
 		}
 	}
 	return full
-}
-
-// hold keeps a frame until the grant was decided anew. It reports false when
-// as much is held as may wait for a client.
-func (s *subscription) hold(f frame) bool {
-	limits := s.client.limits
-	if len(s.held) >= limits.messages || s.heldBytes+f.size() > limits.bytes {
-		return false
-	}
-	s.held = append(s.held, f)
-	s.heldBytes += f.size()
-	return true
 }
 
 // close ends all connections, also those that are blocked in a write.

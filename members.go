@@ -67,6 +67,7 @@ type attendee struct {
 	ends          time.Time // zero while there are subscriptions
 	grant         *grant    // of the last subscription, which keeps it until it ends
 	seat          *guestSeat
+	key           string // of that subscription
 
 	ending *deadline // nil unless in its grace; presence.mu guards it
 }

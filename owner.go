@@ -52,6 +52,18 @@ func addressOwner(address string) owner {
 	return owner("address\x00" + address)
 }
 
+// connectionOwner is that of a guest's connection, where its address says
+// nothing.
+func connectionOwner(clientID string) owner { return owner("connection\x00" + clientID) }
+
+// guestOwner is whom a connection counts for as long as nobody has signed in.
+func guestOwner(address, clientID string) owner {
+	if address == "" {
+		return connectionOwner(clientID)
+	}
+	return addressOwner(address)
+}
+
 // clientAddress returns the address of a request's client in the form in which
 // it is counted (for IPv6 the network of 64 bits, which is what a provider gives
 // to one customer), or an empty one if the address is not known to be the

@@ -174,18 +174,20 @@ type Config struct {
 	// topic_subscriptions_exceeded. Default 20.
 	MaxKeysPerTopic int
 
-	// MaxSubscriptions is how many topics' subscriptions one connection may
-	// have. Others are denied with subscriptions_exceeded. Default 500.
+	// MaxSubscriptions is how many subscriptions to topics one connection may
+	// have. Those that it has already stay. Others are denied with
+	// subscriptions_exceeded. Default 500.
 	MaxSubscriptions int
 
 	// MaxSubscriptionsPerAccount is how many subscriptions all connections of
 	// an account may have. Others are denied with account_subscriptions_exceeded.
-	// Default 5,000, -1 for no limit.
+	// Superusers are not limited. Default 5,000, -1 for no limit.
 	MaxSubscriptionsPerAccount int
 
 	// MaxConnectionsPerAccount is how many connections of an account may
 	// subscribe to topics. On others all topics are denied with
-	// account_connections_exceeded. Default 250, -1 for no limit.
+	// account_connections_exceeded. Superusers are not limited. Default 250, -1
+	// for no limit.
 	MaxConnectionsPerAccount int
 
 	// MaxConnectionsPerAddress is how many connections one address may have
@@ -358,6 +360,10 @@ type Plugin struct {
 	repeats  *repeats
 	logs     *logLimiter
 	guard    *guard
+	quota    *quota
+
+	uncounted atomic.Bool // the log has said that addresses are not counted
+
 	counters counters
 
 	closed atomic.Bool
@@ -407,6 +413,7 @@ func Register(app core.App, config Config) error {
 		rules:  rules,
 		hub:    newHub(),
 		grants: newGrants(rules, config.SweepInterval),
+		quota:  newQuota(config),
 
 		registered: app,
 
@@ -429,9 +436,9 @@ func Register(app core.App, config Config) error {
 	}
 	p.presence = newPresence(p.hub, p.grants, p.calls, p.history.disk, config)
 	p.presence.guard = p.guard
-	p.hub.identify = p.identify
+	p.hub.identify, p.hub.quota = p.identify, p.quota
 	p.writes = newWrites(p.onWritten)
-	p.grants.decide = p.decideSafely
+	p.grants.project, p.grants.decide = p.projectOptions, p.decideSafely
 	p.grants.revoked = func(g *grant, o outcome) {
 		_ = p.guard.run("logging", func() { p.logRevoked(g, o) }) // taking back goes on
 	}
@@ -441,6 +448,7 @@ func Register(app core.App, config Config) error {
 		timeout:  config.WriteTimeout,
 	}, p.logSlowForeign(app))
 	p.foreign.guard = p.guard
+	p.foreign.quota = p.quota
 
 	own := &registration{plugin: p}
 	if app.Store().GetOrSet(pluginKey, func() any { return own }) != any(own) {

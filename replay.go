@@ -143,8 +143,12 @@ func (s *subscription) tellReady(shard *hubShard, id string, resumed bool, who *
 // is left follows when the queue was written. The shard's lock is held.
 func (h *hub) fill(shard *hubShard, s *subscription) {
 	b := s.behind
-	if b == nil || s.grant != nil && !s.grant.fresh(time.Now().UnixNano()) {
-		return // the decision will call again
+	if b == nil {
+		return
+	}
+	if now := time.Now().UnixNano(); s.grant != nil && !s.grant.fresh(now) {
+		s.askAgain(now) // the decision will call again
+		return
 	}
 
 	log := shard.logs[s.topic]
@@ -289,9 +293,8 @@ func (s *subscription) fallBehind(e *entry) bool {
 	if e == nil || e.offset == 0 {
 		return false
 	}
-	if len(s.held) > 0 {
-		e = s.held[0].entry
-		s.held, s.heldBytes = nil, 0
+	if held := s.takeHeld(); len(held) > 0 {
+		e = held[0].entry
 		if e == nil || e.offset == 0 {
 			return false
 		}

@@ -171,14 +171,16 @@ func (p *Plugin) restoreMember(app core.App, saved memberWrite, until time.Time)
 		auth = credentialsFor(record)
 	}
 
-	g := p.grants.acquire(app, actionSubscribe, saved.topic, noOptions(), auth)
-	denied := p.grants.decideFor(g)
+	g, denied := p.grants.admit(app, actionSubscribe, saved.topic, noOptions(), auth)
 	if denied != nil && denied.code == codeRuleError {
-		p.grants.release(g)
 		return denied // nobody knows
 	}
+	if denied != nil {
+		p.presence.outlived(app, saved)
+		return nil
+	}
 	id := g.identity.Load()
-	if denied != nil || id == nil || id.guest != (saved.key.collection == "") {
+	if id == nil || id.guest != (saved.key.collection == "") {
 		p.grants.release(g)
 		p.presence.outlived(app, saved)
 		return nil
@@ -220,7 +222,7 @@ func (p *presence) place(saved memberWrite, id *identity, g *grant, until time.T
 		return
 	}
 	m := &member{key: saved.key, since: saved.since, lasting: true}
-	a := &attendee{presence: p, topic: saved.topic, member: m, grant: g}
+	a := &attendee{presence: p, topic: saved.topic, key: saved.topic, member: m, grant: g}
 	m.attendees = []*attendee{a}
 	if saved.state != nil {
 		p.setState(a, saved.state)

@@ -62,10 +62,17 @@ type Stats struct {
 	// LogLinesOmitted were left out of the app's log because clients had provoked
 	// [Config.LogLines] of that minute already.
 	LogLinesOmitted uint64 `json:"logLinesOmitted"`
+
+	// SubscriptionsRefused are keys denied because a connection or an account
+	// had too many, counted in each request that has them, and
+	// ConnectionsRefused the connections beyond [Config.MaxConnectionsPerAddress].
+	SubscriptionsRefused uint64 `json:"subscriptionsRefused"`
+	ConnectionsRefused   uint64 `json:"connectionsRefused"`
 }
 
 type counters struct {
-	published, slowConsumers, writeTimeouts atomic.Uint64
+	published, slowConsumers, writeTimeouts  atomic.Uint64
+	subscriptionsRefused, connectionsRefused atomic.Uint64
 }
 
 // Stats counts what the plugin has to do and has done. It looks at every
@@ -75,6 +82,9 @@ func (p *Plugin) Stats() Stats {
 		Published:     p.counters.published.Load(),
 		SlowConsumers: p.counters.slowConsumers.Load(),
 		WriteTimeouts: p.counters.writeTimeouts.Load(),
+
+		SubscriptionsRefused: p.counters.subscriptionsRefused.Load(),
+		ConnectionsRefused:   p.counters.connectionsRefused.Load(),
 	}
 	s.IdempotencyKeys, s.IdempotencyKeysEvicted = p.repeats.count()
 	s.LogLinesOmitted = p.logs.omitted()

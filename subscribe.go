@@ -25,7 +25,7 @@ func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 
 	past := claimsOf(e)
 	c.follows(past.previous)
-	keys := p.authorise(e)
+	keys := p.authorise(e, c.held())
 	for key, a := range keys.admitted {
 		a.claim = past.position(key)
 	}
@@ -40,14 +40,14 @@ func (p *Plugin) onSubscribe(e *core.RealtimeSubscribeRequestEvent) error {
 
 // subscribeForeign is onSubscribe for a client that Go code has registered.
 func (p *Plugin) subscribeForeign(e *core.RealtimeSubscribeRequestEvent) error {
-	keys := p.authorise(e)
+	keys := p.authorise(e, p.foreign.held(e.Client.Id()))
 	e.Subscriptions = keys.allowed
 	for _, a := range keys.admitted {
 		if a.watch != nil {
 			p.grants.release(a.watch) // such clients are told of no members
 		}
 	}
-	p.foreign.setGrants(e.Client, keys.allowed, keys.admitted)
+	p.foreign.setGrants(e.Client, guestOwner(clientAddress(e.RequestEvent), e.Client.Id()), keys.allowed, keys.admitted)
 	if err := e.Next(); err != nil {
 		return err
 	}
@@ -75,72 +75,185 @@ type deniedKey struct {
 	denial *denial
 }
 
-// authorise decides the keys of a request.
-func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent) keys {
-	options := parseKeys(e.Subscriptions)
-	auth := credentialsOf(e.Auth, e.Request)
-	who := subscriberOf(e.RequestEvent)
-	patience := newDiskWait(e.Request.Context())
-	defer patience.end(p.history.disk)
+// authorise decides the keys of a request. Those that the client holds already
+// come first: limits refuse new ones.
+func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent, held map[string]owner) keys {
+	a := authorisation{
+		plugin:  p,
+		event:   e,
+		options: parseKeys(e.Subscriptions),
+		auth:    credentialsOf(e.Auth, e.Request),
+		who:     subscriberOf(e.RequestEvent),
+		account: limitedAccount(e.Auth),
+		held:    held,
+		places:  places{perTopic: p.config.MaxKeysPerTopic, limit: p.config.MaxSubscriptions, topics: map[string]int{}},
 
-	k := keys{allowed: make([]string, 0, len(options)), admitted: map[string]*admission{}}
-	seen := make(map[string]struct{}, len(options))
+		patience: newDiskWait(e.Request.Context()),
+	}
+	defer a.patience.end(p.history.disk)
 
+	list := make([]string, 0, len(e.Subscriptions)) // each once
+	denials := make(map[string]*denial, len(e.Subscriptions))
 	for _, key := range e.Subscriptions {
-		if _, repeated := seen[key]; repeated || key == "" {
-			continue
+		if _, repeated := denials[key]; !repeated && key != "" {
+			key = strings.Clone(key) // it is kept, and may be part of the request's body
+			denials[key] = nil
+			list = append(list, key)
 		}
-		seen[key] = struct{}{}
-		key = strings.Clone(key) // it is kept, and may be part of the request's body
+	}
 
-		read, ok := optionsOf(key, options[key])
-		d, asksRule := p.decideKey(e.App, key)
-		if asksRule && !ok {
-			d, asksRule = denyOptions(), false
-		}
-		if asksRule {
-			var a *admission
-			if a, d = p.admit(e, key, options[key], read, auth, who, patience); d == nil {
-				k.admitted[key] = a
+	k := keys{allowed: make([]string, 0, len(list)), admitted: map[string]*admission{}}
+	a.spare = a.given(denials)
+	for _, old := range []bool{true, false} {
+		for _, key := range list {
+			if _, isHeld := held[key]; isHeld != old {
+				continue
 			}
+			admission, d := a.decide(key)
+			if admission != nil {
+				k.admitted[key] = admission
+			} else if old && !a.needsSeat(key) {
+				a.spare++ // the account may not have this one any longer
+			}
+			denials[key] = d
 		}
+	}
 
+	logged := map[string]bool{}
+	for _, key := range list {
+		d := denials[key]
 		if d == nil {
 			k.allowed = append(k.allowed, key)
 			continue
 		}
 		k.denied = append(k.denied, deniedKey{key: key, topic: topicOf(key), denial: d})
+		if d.isLimit() {
+			p.counters.subscriptionsRefused.Add(1)
+			if logged[d.code] {
+				continue
+			}
+			logged[d.code] = true
+		}
 		p.logDenial(e.App, topicOf(key), e.Auth, actionSubscribe, d)
 	}
 
 	return k
 }
 
-// admit decides a key by its rules, and opens what it needs of the disk.
-func (p *Plugin) admit(e *core.RealtimeSubscribeRequestEvent, key string, options subscriptions.SubscriptionOptions, read subscribeOptions, auth credentials, who owner, patience *diskWait) (*admission, *denial) {
-	app, topic := p.app(e.App), topicOf(key)
+// authorisation is one request's.
+type authorisation struct {
+	plugin  *Plugin
+	event   *core.RealtimeSubscribeRequestEvent
+	options map[string]subscriptions.SubscriptionOptions
+	auth    credentials
+	who     owner
+	account owner            // whose limits hold, or empty
+	held    map[string]owner // by key: the account that has a seat for it
+	places  places
+	spare   int // seats of the account that this request gives back
+	pruned  bool
 
-	g := p.grants.acquire(app, actionSubscribe, key, options, auth)
-	if d := p.grants.decideFor(g); d != nil {
-		p.grants.release(g)
+	patience *diskWait
+}
+
+// given returns how many seats of the account are those of keys that the request
+// leaves out.
+func (a *authorisation) given(requested map[string]*denial) (n int) {
+	for key, account := range a.held {
+		if _, stays := requested[key]; !stays && account != "" && account == a.account {
+			n++
+		}
+	}
+	return n
+}
+
+// decide answers with an admission for a key that a rule guards, and with
+// neither for one that is PocketBase's.
+func (a *authorisation) decide(key string) (*admission, *denial) {
+	topic := topicOf(key)
+	read, ok := optionsOf(key, a.options[key])
+	d, asksRule := a.plugin.decideKey(a.event.App, key)
+	switch {
+	case d != nil || !asksRule:
+		return nil, d
+	case !ok:
+		return nil, denyOptions()
+	}
+
+	// before the rule: a refusal costs no decision
+	if d := a.places.full(topic); d != nil {
 		return nil, d
 	}
-	a := &admission{grant: g, options: read, identity: g.identity.Load()}
-	a.position, a.keeps = p.openHistory(patience, topic, read, auth, who)
-	if a.identity != nil || read.presence {
+	if d := a.full(key); d != nil {
+		return nil, d
+	}
+
+	app := a.plugin.app(a.event.App)
+	g, d := a.plugin.grants.admit(app, actionSubscribe, key, a.options[key], a.auth)
+	if d != nil {
+		return nil, d
+	}
+	seat, d := a.seat(key)
+	if d != nil {
+		a.plugin.grants.release(g)
+		return nil, d
+	}
+	a.places.take(topic)
+	admission := a.admit(app, g, key, read)
+	admission.account, admission.seat = a.account, seat
+	return admission, nil
+}
+
+// needsSeat reports whether the key counts for an account, and is not one of its
+// seats already.
+func (a *authorisation) needsSeat(key string) bool {
+	return a.account != "" && a.held[key] != a.account
+}
+
+// full answers with a denial if the account has no seat left for the key.
+func (a *authorisation) full(key string) *denial {
+	if !a.needsSeat(key) || a.spare > 0 {
+		return nil
+	}
+	d := a.plugin.quota.full(a.account, a.event.Client.Id())
+	if d != nil && !a.pruned {
+		a.pruned = true
+		a.plugin.foreign.prune()
+		d = a.plugin.quota.full(a.account, a.event.Client.Id())
+	}
+	return d
+}
+
+func (a *authorisation) seat(key string) (*seat, *denial) {
+	if !a.needsSeat(key) {
+		return nil, nil
+	}
+	if a.spare > 0 {
+		a.spare--
+		return nil, nil
+	}
+	return a.plugin.quota.take(a.account, a.event.Client.Id())
+}
+
+// admit opens what a subscription needs of the disk, and decides whether it sees
+// the members.
+func (a *authorisation) admit(app core.App, g *grant, key string, read subscribeOptions) *admission {
+	p, topic := a.plugin, topicOf(key)
+
+	m := &admission{grant: g, options: read, identity: g.identity.Load()}
+	m.position, m.keeps = p.openHistory(a.patience, topic, read, a.auth, a.who)
+	if m.identity != nil || read.presence {
 		p.openMembers(app, topic, true)
 	}
 	if !read.presence {
-		return a, nil
+		return m
 	}
 
-	a.watch = p.grants.acquire(app, actionPresence, key, options, auth)
-	if a.refusal = p.grants.decideFor(a.watch); a.refusal != nil {
-		p.grants.release(a.watch)
-		a.watch = nil
-		p.logDenial(e.App, topic, e.Auth, actionPresence, a.refusal)
+	m.watch, m.refusal = p.grants.admit(app, actionPresence, key, a.options[key], a.auth)
+	if m.refusal != nil {
+		p.logDenial(a.event.App, topic, a.event.Auth, actionPresence, m.refusal)
 	}
-	return a, nil
+	return m
 }
 
 // decideKey decides a key, unless it is for a rule to do that.

@@ -26,6 +26,8 @@ func (c *client) endTurn() { <-c.turn }
 // subscribed to.
 type admission struct {
 	grant    *grant
+	account  owner // whose limits hold, or empty
+	seat     *seat // nil: the key has one already, or needs none
 	options  subscribeOptions
 	position *position
 	keeps    bool    // the topic keeps a history
@@ -54,6 +56,7 @@ func (c *client) replaceDuring(granted map[string]*admission, next func() error)
 		// those that core did not come to use
 		for _, a := range granted {
 			c.grants.release(a.grant)
+			a.seat.free()
 			if a.watch != nil {
 				c.grants.release(a.watch)
 			}
@@ -152,9 +155,14 @@ func (c *client) Unsubscribe(keys ...string) {
 // the client's queue was full. c.subsMu is held.
 func (c *client) index(want map[string]struct{}, order []string, identities map[string]*identity) (full bool) {
 	var gone []*subscription
+	var spare []*seat // of theirs
 	for key, s := range c.subs {
 		if _, stays := want[key]; !stays {
 			gone = append(gone, s)
+			if s.taken != nil {
+				spare = append(spare, s.taken)
+				s.taken = nil
+			}
 		}
 	}
 	var signedIn *credentials // of the request
@@ -186,6 +194,7 @@ func (c *client) index(want map[string]struct{}, order []string, identities map[
 			c.hear(s, a)
 			full = !c.regrant(s, g) || full
 			c.rewatch(s, a)
+			spare = c.reseat(s, a, spare)
 			continue
 		}
 
@@ -197,6 +206,7 @@ func (c *client) index(want map[string]struct{}, order []string, identities map[
 			c.subs = map[string]*subscription{}
 		}
 		c.subs[key] = s
+		spare = c.reseat(s, a, spare)
 		c.hub.add(s, a)
 		if g != nil {
 			c.grants.hold(g, s)
@@ -210,6 +220,9 @@ func (c *client) index(want map[string]struct{}, order []string, identities map[
 		if g != nil && g.identity.Load() != a.identity {
 			full = !c.hub.release(s, g) || full // it was decided anew before it had this holder
 		}
+	}
+	for _, seat := range spare {
+		seat.free()
 	}
 	for _, s := range gone {
 		c.unindex(s, signedIn != nil && s.grant != nil && !signedIn.sameAccount(s.grant.key.auth))
@@ -241,6 +254,8 @@ func (c *client) unindex(s *subscription, now bool) {
 	watch := s.watch
 	lingers := c.hub.remove(s, now)
 	delete(c.subs, s.key)
+	s.taken.free()
+	s.taken = nil
 	if watch != nil {
 		c.grants.drop(watch, (*watcher)(s))
 	}
@@ -311,6 +326,63 @@ func (c *client) regrant(s *subscription, g *grant) (ok bool) {
 	}
 	return c.hub.release(s, g)
 }
+
+// reseat gives a subscription the seat that a request has taken for its key, or
+// a spare one. It returns the spare ones that are left. It expects c.subsMu to be
+// held.
+func (c *client) reseat(s *subscription, a *admission, spare []*seat) []*seat {
+	if a.grant == nil {
+		return spare // it is Go code
+	}
+	if a.seat != nil || s.taken != nil && s.taken.account != a.account {
+		s.taken.free()
+		s.taken = a.seat
+	}
+	if s.taken == nil && a.account != "" {
+		s.taken, spare = c.hub.quota.reuse(spare, a.account, c.id)
+	}
+	return spare
+}
+
+// held returns the keys that the client is subscribed to, each with the account
+// that has a seat for it.
+func (c *client) held() map[string]owner {
+	c.subsMu.Lock()
+	defer c.subsMu.Unlock()
+
+	keys := make(map[string]owner, len(c.subs))
+	for key, s := range c.subs {
+		keys[key] = ""
+		if s.taken != nil {
+			keys[key] = s.taken.account
+		}
+	}
+	return keys
+}
+
+// move implements [holder].
+func (s *subscription) move(from, to *grant) {
+	c := s.client
+
+	c.subsMu.Lock()
+	moves := c.subs[s.key] == s && s.grant == from
+	if moves {
+		c.hub.setGrant(s, to)
+		c.grants.hold(to, s)
+		c.grants.drop(from, s)
+	}
+	c.subsMu.Unlock()
+
+	if !moves {
+		c.grants.release(to)
+	}
+}
+
+// subscriptionKey implements [holder].
+func (s *subscription) subscriptionKey() string { return s.key }
+
+// guest implements [holder].
+func (s *subscription) guest() owner { return s.client.guest }
 
 // resume implements [holder].
 func (s *subscription) resume(g *grant) {

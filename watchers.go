@@ -150,8 +150,12 @@ func (p *presence) counts(tm *topicMembers) bool {
 // catchUp sends the snapshot to a watcher that waits for it. The shard's lock
 // is held.
 func (p *presence) catchUp(tm *topicMembers, s *subscription, now time.Time) {
-	if !s.due || len(tm.changed) > 0 || !s.mayShow(now.UnixNano()) {
-		return // a flush or a decision comes, or the history's end
+	if !s.due || len(tm.changed) > 0 {
+		return // a flush comes
+	}
+	if !s.mayShow(now.UnixNano()) {
+		s.askAgain(now.UnixNano()) // a decision comes, or the history's end
+		return
 	}
 	snapshot := frame{event: s.group.event, data: tm.snapshotLine()}
 	if !s.client.enqueue(snapshot) {
@@ -299,6 +303,31 @@ func (w *watcher) revoke(g *grant, marked uint64, o outcome) bool {
 	}
 	return counts
 }
+
+// move implements [holder].
+func (w *watcher) move(from, to *grant) {
+	s := (*subscription)(w)
+	c := s.client
+
+	c.subsMu.Lock()
+	moves := c.subs[s.key] == s && s.watch == from
+	if moves {
+		c.hub.watch(s, to)
+		c.grants.hold(to, w)
+		c.grants.drop(from, w)
+	}
+	c.subsMu.Unlock()
+
+	if !moves {
+		c.grants.release(to)
+	}
+}
+
+// subscriptionKey implements [holder].
+func (w *watcher) subscriptionKey() string { return w.key }
+
+// guest implements [holder].
+func (w *watcher) guest() owner { return w.client.guest }
 
 // unwatch expects c.subsMu to be held.
 func (c *client) unwatch(s *subscription) {

@@ -16,12 +16,13 @@ const watchingA = `a?options={"query":{"presence":"true"}}`
 // newPresenceBench has guests as members.
 func newPresenceBench(t *testing.T) *bench {
 	b := newBench(t, false)
-	decide := b.p.grants.decide
-	b.p.grants.decide = func(g *grant) outcome {
-		o := decide(g)
-		o.identity = &identity{guest: true}
-		return o
-	}
+	b.decideBy(func(next func(*grant) outcome) func(*grant) outcome {
+		return func(g *grant) outcome {
+			o := next(g)
+			o.identity = &identity{guest: true}
+			return o
+		}
+	})
 	return b
 }
 
@@ -147,12 +148,13 @@ func TestAWatcherCatchesUpWithASnapshot(t *testing.T) {
 
 		// a stale decision, of the members or of the topic
 		for i, stale := range []*grant{watch, c.subs[watchingA].grant} {
+			stale.queued.Store(true) // its decision is on the way
 			stale.marked.Add(1)
 			b.join()
 			time.Sleep(flushPeriod)
 			synctest.Wait()
 			require.Empty(t, c.received())
-			b.p.grants.decideAgain(stale)
+			b.p.grants.serve(stale)
 			require.Equal(t, []string{fmt.Sprintf("presence %d/%[1]d", 5+i)}, told(t, c.received()))
 		}
 
