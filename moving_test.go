@@ -54,7 +54,7 @@ func TestARuleComesToReadOptions(t *testing.T) {
 		},
 		"a new rule": {
 			map[string]any{"subscribeRule": ""},
-			func(t *testing.T, app core.App, rule *core.Record) {
+			func(t *testing.T, app core.App, _ *core.Record) {
 				define(t, app, map[string]any{"pattern": "room/" + movedRoom, "subscribeRule": reads})
 			},
 		},

@@ -122,8 +122,12 @@ func TestAProjectionDecidesLikeAllOptions(t *testing.T) {
 func TestProjectionsOfDifferentOptionsDiffer(t *testing.T) {
 	names := []optionNames{
 		{},
-		{query: []string{"a"}}, {headers: []string{"a"}},
-		{query: []string{"a", "b"}}, {query: []string{`a"q"b`}}, {query: []string{"a="}}, {query: []string{`a"="b`}},
+		{query: []string{"a"}},
+		{headers: []string{"a"}},
+		{query: []string{"a", "b"}},
+		{query: []string{`a"q"b`}},
+		{query: []string{"a="}},
+		{query: []string{`a"="b`}},
 	}
 	values := []map[string]string{{}, {"a": ""}, {"a": "b"}, {"a": "b", "b": ""}, {"a": `"q"b`}, {"a=": "b"}, {"b": "b"}}
 	seen := map[string]string{}
