@@ -208,3 +208,13 @@ func Seated(app core.App) (seats, guarded int) {
 	})
 	return seats, guarded
 }
+
+// PresenceTold reports whether all changes of a topic's members were told.
+func PresenceTold(app core.App, topic string) bool {
+	shard := From(app).hub.shard(topic)
+	shard.mu.Lock()
+	defer shard.mu.Unlock()
+
+	tm := shard.members[topic]
+	return tm == nil || !tm.queued && len(tm.changed) == 0
+}

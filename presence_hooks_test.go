@@ -125,6 +125,7 @@ func TestHandlersHoldNobodyUp(t *testing.T) {
 		other.disconnect()
 	}
 	waitForClients(t, app, 1)
+	require.Eventually(t, func() bool { return topics.PresenceTold(app, "room/slow") }, patience, time.Millisecond)
 	close(hold)
 	require.Equal(t, "ready", c.envelope().Type)
 	require.Equal(t, `"hello"`, c.next().data)
