@@ -229,6 +229,7 @@ func TestAHistoryEndsWithItsAccount(t *testing.T) {
 // Saving a rule that takes accounts of two collections for the same warns.
 func TestAWarningOfAccountsWithTheSameID(t *testing.T) {
 	app := newApp(t, topics.Config{})
+	keepLogs(app)
 	const line = "A topic rule compares @request.auth.id alone"
 	save := func(name, text string) int {
 		before := logged(t, app, line)

@@ -409,12 +409,11 @@ func (e event) notice(t testing.TB) notice {
 	return data["@topics"]
 }
 
-// logged counts the lines of the app's log that begin with message. The test
-// app keeps none before the first call.
+// logged counts the lines of the app's log that begin with message, of an app
+// that keeps its log: see keepLogs.
 func logged(t testing.TB, app core.App, message string) (count int) {
 	t.Helper()
 
-	app.Settings().Logs.MaxDays = 5
 	handler, ok := app.Logger().Handler().(*logger.BatchHandler)
 	require.True(t, ok)
 	require.NoError(t, handler.WriteAll(context.Background()))

@@ -413,7 +413,10 @@ func TestABusyDiskDoesNotHoldTheEnd(t *testing.T) {
 // Two processes on one data directory, as in a deploy: the newer one's messages
 // stay, and the older one is told and writes no longer.
 func TestANewerProcessTakesOver(t *testing.T) {
-	old, _ := newHistoryApp(t, topics.Config{})
+	old := newApp(t, topics.Config{})
+	keepLogs(old)
+	serve(t, old)
+	define(t, old, map[string]any{"pattern": "a", "subscribeRule": "", "history": 10})
 	notifyAll(t, old, "a", 1, 2)
 	topics.SettleHistory(old)
 

@@ -32,6 +32,7 @@ func auxSQL(t testing.TB, app core.App, statements ...string) {
 func oldTables(t *testing.T, more ...string) *tests.TestApp {
 	t.Helper()
 	app := newApp(t, topics.Config{ResumeOverlap: -1})
+	keepLogs(app)
 	define(t, app, map[string]any{"pattern": "a/{x}", "subscribeRule": "", "history": 10})
 	auxSQL(t, app, tablesOne...)
 	auxSQL(t, app, more...)
