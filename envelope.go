@@ -44,12 +44,8 @@ const envelopeEnd = "}"
 
 // beginning is the envelope's JSON up to its data, which comes last.
 func (e envelope) beginning() []byte {
-	empty := e
-	empty.Data = json.RawMessage("0")
-	raw, err := json.Marshal(empty)
-	if err != nil {
-		panic(err) // texts and times always marshal
-	}
+	e.Data = json.RawMessage("0")
+	raw := mustMarshal(e)
 	return slices.Clip(raw[:len(raw)-len("0"+envelopeEnd)])
 }
 
@@ -79,11 +75,7 @@ func (c control) onKey(key string, enveloped bool) subscriptions.Message {
 	if !enveloped {
 		v = map[string]control{controlKey: c}
 	}
-	data, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // texts and numbers always marshal
-	}
-	return subscriptions.Message{Name: key, Data: data}
+	return subscriptions.Message{Name: key, Data: mustMarshal(v)}
 }
 
 // wantsEnvelope reads the option from a key itself.

@@ -271,11 +271,3 @@ func (p *presence) guestKey(s *subscription) memberKey {
 	mac.Write([]byte(who))
 	return memberKey{id: hex.EncodeToString(mac.Sum(nil))[:15]} // as long as a record's
 }
-
-func mustMarshal(v any) []byte {
-	raw, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // texts, numbers and JSON that was checked
-	}
-	return raw
-}

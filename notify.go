@@ -49,8 +49,9 @@ func Except(clientID string) NotifyOption {
 // maxExcept is what PocketBase accepts as the id of a client, in bytes.
 const maxExcept = 255
 
-// Notify sends data to all subscribers of topic. They receive exactly the JSON
-// that [json.Marshal] makes of it.
+// Notify sends data to all subscribers of topic. They receive the JSON that
+// [json.Marshal] makes of it, with <, > and & as they are and with U+2028,
+// U+2029 and U+0085 escaped.
 //
 // No rule is asked: it is the server that speaks. Inside a transaction (app is
 // a transaction's app) the message is sent after the commit, and never after a
@@ -80,8 +81,7 @@ func (p *Plugin) Notify(app core.App, topic string, data any, opts ...NotifyOpti
 		return fmt.Errorf("%w: %q", ErrReservedTopic, topic)
 	}
 
-	// v1 of encoding/json on purpose: v2 orders maps at random
-	raw, err := json.Marshal(data)
+	raw, err := marshalLine(data)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalidPayload, err)
 	}

@@ -204,5 +204,5 @@ func (p *Plugin) handleHistory(e *core.RequestEvent) error {
 	if err != nil {
 		return p.historyFault(e, err)
 	}
-	return e.JSON(http.StatusOK, newHistoryAnswer(topic, page, entries))
+	return writeLine(e, newHistoryAnswer(topic, page, entries))
 }

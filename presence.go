@@ -165,7 +165,7 @@ func identityOf(app core.App, d *definition, auth *core.Record) (*identity, erro
 			fields[name] = v
 		}
 	}
-	raw, err := json.Marshal(fields)
+	raw, err := marshalLine(fields)
 	id.record = raw
 	return id, err
 }

@@ -50,7 +50,7 @@ func (p *Plugin) handlePresence(e *core.RequestEvent) error {
 	if err != nil {
 		return e.InternalServerError("Failed to read the members.", err)
 	}
-	return e.JSON(http.StatusOK, answer)
+	return writeLine(e, answer)
 }
 
 // decidePresence is what somebody would meet who asks for the members. Whether

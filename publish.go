@@ -297,15 +297,16 @@ func (pub *publication) keepOnly() {
 	pub.idempotencyKey = strings.Clone(pub.idempotencyKey)
 }
 
-// compact makes one line of JSON without changing its numbers or key order. It
-// takes little more memory than its length says, and none of raw.
+// compact makes one line of JSON, in the form of [marshalLine], without changing
+// its numbers or key order. It takes little more memory than its length says,
+// and none of raw.
 func compact(raw []byte) ([]byte, error) {
 	var line bytes.Buffer
 	line.Grow(len(raw))
 	if err := json.Compact(&line, raw); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidPayload, err)
 	}
-	compacted := line.Bytes()
+	compacted := canonical(line.Bytes())
 	if cap(compacted)-len(compacted) > len(compacted)/8 {
 		compacted = bytes.Clone(compacted) // the rest would be kept as well
 	}
