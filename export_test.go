@@ -218,3 +218,15 @@ func PresenceTold(app core.App, topic string) bool {
 	tm := shard.members[topic]
 	return tm == nil || !tm.queued && len(tm.changed) == 0
 }
+
+// WithGuestRecords is what [Notify] does with its data first.
+func WithGuestRecords(data any) (any, error) { return withGuestRecords(data) }
+
+// LineOf is the JSON that [Notify] makes.
+func LineOf(data any) ([]byte, error) {
+	data, err := withGuestRecords(data)
+	if err != nil {
+		return nil, err
+	}
+	return marshalLine(data)
+}

@@ -53,6 +53,13 @@ const maxExcept = 255
 // [json.Marshal] makes of it, with <, > and & as they are and with U+2028,
 // U+2029 and U+0085 escaped.
 //
+// A record in the data, at any depth and in the expand of others, is sent as a
+// guest may see it: without hidden fields, without an email that emailVisibility
+// does not show, whatever flags the record has. Custom data is sent where
+// record.WithCustomData(true) was called, and what record.Hide hides is not. To
+// send more, send record.PublicExport() or a map. A record that cannot be
+// replaced, inside of a type with its own MarshalJSON, is an error.
+//
 // No rule is asked: it is the server that speaks. Inside a transaction (app is
 // a transaction's app) the message is sent after the commit, and never after a
 // rollback. Notify does not wait for any client.
@@ -81,6 +88,10 @@ func (p *Plugin) Notify(app core.App, topic string, data any, opts ...NotifyOpti
 		return fmt.Errorf("%w: %q", ErrReservedTopic, topic)
 	}
 
+	data, err := withGuestRecords(data)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalidPayload, err)
+	}
 	raw, err := marshalLine(data)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalidPayload, err)
