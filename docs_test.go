@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tests"
 	"github.com/stretchr/testify/require"
 
 	"github.com/pbtopics/topics"
@@ -263,21 +264,16 @@ const operatingPage = "docs/operating.md"
 // and where the name was taken.
 func TestDocsBringTheCollectionBack(t *testing.T) {
 	page := readPage(t, operatingPage)
-	statement := page.blocks("Bring the collection back", "", "sql")[0].text
 	exported := page.blocks("The collection's JSON", "", "json")[0].text
 
-	forget := func(t *testing.T, app core.App, s *server) {
-		body, err := json.Marshal(map[string]string{"query": statement})
-		require.NoError(t, err)
-		r := s.request(http.MethodPost, "/api/sql", newSuperuser(t, app), string(body))
-		require.Equal(t, 200, r.status, r.body)
-		require.Contains(t, r.body, `"affectedRows":2`)
-		require.NoError(t, app.RunAllMigrations()) // as the next start does
-	}
-	bringBack := func(t *testing.T, app core.App, s *server) {
+	bringBack := func(t *testing.T, app *tests.TestApp, s *server) (*tests.TestApp, *server) {
 		body := `{"deleteMissing":false,"collections":` + exported + `}`
 		r := s.request(http.MethodPut, "/api/collections/import", newSuperuser(t, app), body)
 		require.Equal(t, 204, r.status, r.body)
+		return app, s
+	}
+	startAgain := func(t *testing.T, app *tests.TestApp, _ *server) (*tests.TestApp, *server) {
+		return restart(t, app, topics.Config{}, false)
 	}
 	// a collection like the migration's, without its times
 	shape := func(t *testing.T, app core.App) string {
@@ -294,7 +290,7 @@ func TestDocsBringTheCollectionBack(t *testing.T) {
 		return string(raw)
 	}
 
-	for name, repair := range map[string]func(*testing.T, core.App, *server){"restart": forget, "import": bringBack} {
+	for name, repair := range map[string]func(*testing.T, *tests.TestApp, *server) (*tests.TestApp, *server){"restart": startAgain, "import": bringBack} {
 		t.Run(name, func(t *testing.T) {
 			app := newApp(t, topics.Config{})
 			s := serve(t, app)
@@ -308,8 +304,9 @@ func TestDocsBringTheCollectionBack(t *testing.T) {
 			require.NoError(t, app.RunAllMigrations())
 			c.deny("", "a", "topic_unknown")
 
-			repair(t, app, s)
+			app, s = repair(t, app, s)
 			require.JSONEq(t, before, shape(t, app))
+			c = s.connect()
 			c.deny("", "a", "topic_unknown")
 			define(t, app, map[string]any{"pattern": "a", "subscribeRule": ""})
 			c.allow("", "a")
@@ -320,14 +317,13 @@ func TestDocsBringTheCollectionBack(t *testing.T) {
 			s := serve(t, app)
 			before := shape(t, app)
 			remove(t, app, "_topics")
-			sql(t, app, statement)
 			newCollection(t, app, "_topics")
 			require.NoError(t, app.RunAllMigrations())
 			_, err := app.FindCollectionByNameOrId("_pb_topics_")
 			require.Error(t, err)
 
 			rename(t, app, "_topics", "mine")
-			repair(t, app, s)
+			app, s = repair(t, app, s)
 			require.JSONEq(t, before, shape(t, app))
 			define(t, app, map[string]any{"pattern": "a", "subscribeRule": ""})
 			s.connect().allow("", "a")

@@ -127,6 +127,8 @@ const (
 	codeStateInvalid    = "state_invalid"
 	codeClientInvalid   = "client_invalid"
 	codeNoMember        = "not_a_member"
+
+	codeRulesNotEmpty = "validation_rules_not_empty"
 )
 
 // action is what somebody wants to do with a topic. Each has a rule.

@@ -38,6 +38,10 @@ func (p *Plugin) bindHooks(app core.App) {
 	app.OnRecordAfterCreateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleCreated", Func: p.onRuleSaved})
 	app.OnRecordAfterUpdateSuccess(rules).Bind(&hook.Handler[*core.RecordEvent]{Id: "topicsRuleUpdated", Func: p.onRuleSaved})
 
+	app.OnCollectionDelete(rules).Bind(&hook.Handler[*core.CollectionEvent]{Id: "topicsRulesDelete", Func: guardCollection})
+	app.OnCollectionDeleteRequest().Bind(&hook.Handler[*core.CollectionRequestEvent]{Id: "topicsRulesDelete", Func: explainGuardedDelete})
+	app.OnCollectionsImportRequest().Bind(&hook.Handler[*core.CollectionsImportRequestEvent]{Id: "topicsRulesImport", Func: explainGuardedImport})
+
 	// writes, as close to the database as possible
 	app.OnModelCreateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsCreate", Func: p.onWrite, Priority: last})
 	app.OnModelUpdateExecute().Bind(&hook.Handler[*core.ModelEvent]{Id: "topicsUpdate", Func: p.onWrite, Priority: last})
@@ -55,6 +59,7 @@ func (p *Plugin) bindHooks(app core.App) {
 
 func (p *Plugin) onServe(e *core.ServeEvent) error {
 	p.serving.Store(&e.App)
+	restoreCollection(e.App)
 	p.rules.serve()
 	keepConns(e.Server)
 	p.openDisk(e.App)

@@ -334,6 +334,9 @@ func remove(t *testing.T, app core.App, name string) {
 	t.Helper()
 	c, err := app.FindCollectionByNameOrId(name)
 	require.NoError(t, err)
+	if name == "_topics" {
+		sql(t, app, `DELETE FROM _topics`) // else the plugin refuses
+	}
 	require.NoError(t, app.Delete(c))
 }
 

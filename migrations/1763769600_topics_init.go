@@ -35,7 +35,7 @@ func up(app core.App) error {
 		if err == nil {
 			if taken == CollectionName {
 				app.Logger().Error(
-					"The name of the topic rules collection is taken by another collection, so every topic is denied. Rename that collection and import the topic rules collection of docs/operating.md.",
+					"The name of the topic rules collection is taken by another collection, so every topic is denied. Rename that collection and restart the app.",
 					"collection", CollectionName,
 				)
 			}
@@ -47,6 +47,33 @@ func up(app core.App) error {
 	}
 
 	return app.Save(newCollection())
+}
+
+// Restore creates the collection if it is missing, and reports whether it did:
+// the migrations are recorded as done, so they do not run again by themselves.
+// Where another collection has its name it only logs that, as the migration does.
+func Restore(app core.App) (restored bool, err error) {
+	exists := func(app core.App) (bool, error) {
+		_, err := app.FindCollectionByNameOrId(CollectionID)
+		if errors.Is(err, sql.ErrNoRows) {
+			return false, nil
+		}
+		return err == nil, err
+	}
+
+	if ok, err := exists(app); err != nil || ok {
+		return false, err
+	}
+	err = app.RunInTransaction(func(txApp core.App) error {
+		for _, step := range []func(core.App) error{up, addPresenceFields} {
+			if err := step(txApp); err != nil {
+				return err
+			}
+		}
+		restored, err = exists(txApp)
+		return err
+	})
+	return restored && err == nil, err
 }
 
 func newCollection() *core.Collection {
