@@ -54,6 +54,13 @@ func main() {
 
 	topics.MustRegister(app, config)
 
+	app.OnRecordUpdateRequest("users").BindFunc(func(e *core.RecordRequestEvent) error {
+		if err := e.Next(); err != nil {
+			return err
+		}
+		return topics.Notify(e.App, "open/records", map[string]any{"record": e.Record, "list": []any{e.Record}})
+	})
+
 	app.OnServe().BindFunc(func(se *core.ServeEvent) error {
 		if err := seed(se.App); err != nil {
 			return err
