@@ -44,8 +44,9 @@ const envelopeEnd = "}"
 
 // beginning is the envelope's JSON up to its data, which comes last.
 func (e envelope) beginning() []byte {
-	e.Data = json.RawMessage("0")
-	raw := mustMarshal(e)
+	empty := e
+	empty.Data = json.RawMessage("0")
+	raw := mustMarshal(empty)
 	return slices.Clip(raw[:len(raw)-len("0"+envelopeEnd)])
 }
 

@@ -133,9 +133,7 @@ func TestOneFormOnAllWays(t *testing.T) {
 	page := s.request(http.MethodGet, "/api/topics/history?topic=a&limit=500", "", "")
 	require.Equal(t, http.StatusOK, page.status)
 	var answer struct {
-		Messages []struct {
-			Data json.RawMessage `json:"data"`
-		} `json:"messages"`
+		Messages []enveloped `json:"messages"`
 	}
 	require.NoError(t, json.Unmarshal([]byte(page.body), &answer))
 	require.Len(t, answer.Messages, len(want))
