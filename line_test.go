@@ -132,8 +132,11 @@ func TestOneFormOnAllWays(t *testing.T) {
 
 	page := s.request(http.MethodGet, "/api/topics/history?topic=a&limit=500", "", "")
 	require.Equal(t, http.StatusOK, page.status)
+	type kept struct {
+		Data json.RawMessage `json:"data"`
+	}
 	var answer struct {
-		Messages []enveloped `json:"messages"`
+		Messages []kept `json:"messages"`
 	}
 	require.NoError(t, json.Unmarshal([]byte(page.body), &answer))
 	require.Len(t, answer.Messages, len(want))
