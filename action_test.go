@@ -14,7 +14,7 @@ import (
 func TestAnUnknownActionIsDenied(t *testing.T) {
 	app, p := newReadsApp(t)
 	all := types.Pointer("")
-	code, err := newRules([]Topic{{Pattern: "open", SubscribeRule: all, PublishRule: all, PresenceRule: all, Presence: true}})
+	code, err := newRules([]Topic{{Pattern: "public", SubscribeRule: all, PublishRule: all, PresenceRule: all, Presence: true}})
 	require.NoError(t, err)
 	p.rules.code = code.code
 
@@ -24,16 +24,16 @@ func TestAnUnknownActionIsDenied(t *testing.T) {
 	for _, auth := range []*core.Record{nil, root} {
 		who := askerOf(realtimeInfo(subscriptions.SubscriptionOptions{}, auth))
 		for _, a := range []action{actionSubscribe, actionPublish, actionPresence} {
-			require.Nil(t, p.decide(app, a, "open", who), a)
+			require.Nil(t, p.decide(app, a, "public", who), a)
 		}
 		for _, a := range []action{"", "other", actionSubscribe + " "} {
-			d := p.decide(app, a, "open", who)
+			d := p.decide(app, a, "public", who)
 			require.NotNil(t, d, a)
 			require.Equal(t, codeRuleError, d.code, a)
 		}
 	}
 
-	g := p.grants.acquire(app, "other", "open", subscriptions.SubscriptionOptions{}, credentials{})
+	g := p.grants.acquire(app, "other", "public", subscriptions.SubscriptionOptions{}, credentials{})
 	defer p.grants.release(g)
 	d := p.grants.decideFor(g)
 	require.NotNil(t, d)

@@ -60,6 +60,9 @@ func (p *Plugin) decideRule(app core.App, a action, topic string, who asker) *de
 	if !validTopic(topic) {
 		return denyMalformed()
 	}
+	if takenName(topic) {
+		return denyTakenName()
+	}
 
 	d, err := p.rules.find(app, topic)
 	if err != nil {

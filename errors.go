@@ -2,6 +2,7 @@ package topics
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 
 	validation "github.com/pocketbase/ozzo-validation/v4"
@@ -29,8 +30,10 @@ var (
 
 	// ErrReservedTopic says that a topic is PocketBase's own: PB_CONNECT,
 	// @oauth2, or <collection> and <collection>/<anything> of an existing
-	// collection. No topic rule guards those, so nothing is sent to them.
-	ErrReservedTopic = errors.New("topics: the topic belongs to PocketBase")
+	// collection. No topic rule guards those, so nothing is sent to them. Or it
+	// has a name that browsers or SDKs take for their own, such as error,
+	// message or toString: docs/errors.md lists them.
+	ErrReservedTopic = errors.New("topics: the topic belongs to PocketBase, or has a name that clients take for their own")
 
 	// ErrInvalidPayload says that the data has no JSON form (or that its JSON
 	// is not valid UTF-8).
@@ -85,8 +88,10 @@ const (
 	codeDenied    = "topic_denied"
 	codeRuleError = "topic_rule_error"
 	codeReserved  = "topic_reserved"
+	codeTakenName = "topic_name_reserved"
 	codeRevoked   = "topic_revoked"
 	codeOptions   = "topic_options_invalid"
+	codeLongKey   = "topic_options_too_long"
 	codeGap       = "topic_gap"
 
 	codeTopicSubscriptions   = "topic_subscriptions_exceeded"
@@ -126,6 +131,8 @@ const (
 	codePresenceRevoked = "presence_revoked"
 	codeStateInvalid    = "state_invalid"
 	codeClientInvalid   = "client_invalid"
+	codeOtherAddress    = "client_other_address"
+	codeSignedOut       = "client_signed_out"
 	codeNoMember        = "not_a_member"
 
 	codeRulesNotEmpty = "validation_rules_not_empty"
@@ -161,7 +168,7 @@ func (d *denial) Unwrap() error { return d.cause }
 // status is the HTTP status the denial is answered with.
 func (d *denial) status() int {
 	switch d.code {
-	case codeMalformed, codeReserved, codeNoPresence:
+	case codeMalformed, codeReserved, codeTakenName, codeNoPresence:
 		return http.StatusBadRequest
 	default:
 		return http.StatusForbidden
@@ -181,7 +188,19 @@ func denyMalformed() *denial {
 }
 
 func denyOptions() *denial {
-	return &denial{code: codeOptions, message: "The options of this subscription are not valid. replay must be a number from 0 on, envelope and presence true or false, resume a text of 1 to 128 bytes, and state an object of at most 2048 bytes of JSON without duplicate keys."}
+	return &denial{code: codeOptions, message: "The options of this subscription are not valid. They are one encoded JSON object of query and headers; replay must be a number from 0 on, envelope and presence true or false, resume a text of 1 to 128 bytes, and state an object of at most 2048 bytes of JSON without duplicate keys."}
+}
+
+func denyIgnoredOption(name string) *denial {
+	return &denial{code: codeOptions, message: "The option " + name + " does nothing here: it is for PocketBase's record subscriptions. Leave it out, or let the topic's rule read @request.query." + name + "."}
+}
+
+func denyLongKey() *denial {
+	return &denial{code: codeLongKey, message: fmt.Sprintf("The topic with its encoded options is longer than the %d bytes that PocketBase allows. Make the options shorter, or set the state with POST /api/topics/presence.", maxKey)}
+}
+
+func denyTakenName() *denial {
+	return &denial{code: codeTakenName, message: "A topic cannot have this name: browsers or SDKs take it for an event or a property of their own. Use another word, or more segments."}
 }
 
 func denyTopicSubscriptions() *denial {

@@ -84,7 +84,7 @@ func (p *Plugin) Notify(app core.App, topic string, data any, opts ...NotifyOpti
 	if !validTopic(topic) {
 		return fmt.Errorf("%w: %q", ErrMalformedTopic, clip(topic))
 	}
-	if reservedTopic(app, topic) {
+	if takenName(topic) || reservedTopic(app, topic) {
 		return fmt.Errorf("%w: %q", ErrReservedTopic, topic)
 	}
 

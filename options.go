@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
@@ -34,7 +36,7 @@ const maxResumeID = 128
 // optionsOf reads the options of a key. It reports false for values that make
 // no sense; the key is then denied.
 func optionsOf(key string, o subscriptions.SubscriptionOptions) (read subscribeOptions, ok bool) {
-	ok = true
+	ok = readable(key)
 
 	flag := func(name string) bool {
 		switch o.Query[name] {
@@ -85,12 +87,106 @@ func optionsOf(key string, o subscriptions.SubscriptionOptions) (read subscribeO
 	return read, ok
 }
 
+// readable reports whether the options of a key are all read. Core takes those
+// that it cannot read for none.
+func readable(key string) bool {
+	topic := topicOf(key)
+	if !validTopic(topic) || len(topic) == len(key) {
+		return true
+	}
+	u, err := url.Parse(optionsURL(key))
+	if err != nil || strings.Contains(key, "#") { // of a URL it ends the query
+		return false
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil || len(query["options"]) > 1 {
+		return false
+	}
+	raw := query.Get("options")
+	if raw == "" {
+		return true
+	}
+	var options struct{ Query, Headers map[string]any }
+	if json.Unmarshal([]byte(raw), &options) != nil {
+		return false
+	}
+	for _, name := range singleOptions {
+		switch options.Query[name].(type) {
+		case map[string]any, []any:
+			return false
+		}
+	}
+	return true
+}
+
+// singleOptions have one value. Core reads an array and an object as nothing.
+var singleOptions = append([]string{"envelope", "presence", "replay", "resume"}, recordOptions...)
+
+// recordOptions are what the SDKs offer for record subscriptions. Nothing but a
+// topic's rule can read them.
+var recordOptions = []string{"expand", "fields", "filter", "sort"}
+
+// denyIgnored refuses an option that somebody expects to do something, and that
+// would do nothing.
+func (p *Plugin) denyIgnored(app core.App, topic string, o subscriptions.SubscriptionOptions, presence bool) *denial {
+	var rules []string // with their collection's view rule for @view
+	for _, name := range recordOptions {
+		if o.Query[name] == "" {
+			continue
+		}
+		if rules == nil {
+			d, err := p.rules.find(app, topic)
+			if err != nil {
+				return denyRuleError(err)
+			}
+			rules = d.texts(app, topic, presence)
+		}
+		if !slices.ContainsFunc(rules, func(text string) bool { return readsQuery(text, name) }) {
+			return denyIgnoredOption(name)
+		}
+	}
+	return nil
+}
+
+// texts returns the rules that a subscription is decided by, and one more that
+// is empty.
+func (d *definition) texts(app core.App, topic string, presence bool) []string {
+	texts := []string{""}
+	for _, a := range []action{actionSubscribe, actionPresence} {
+		if d == nil || a == actionPresence && !presence {
+			continue
+		}
+		if b, err := d.bind(app, a, topic); err == nil && b.text != nil {
+			texts = append(texts, *b.text)
+		}
+	}
+	return texts
+}
+
+// readsQuery reports whether a rule mentions @request.query.name.
+func readsQuery(text, name string) bool {
+	for {
+		_, rest, found := strings.Cut(text, "@request.query."+name)
+		switch {
+		case !found:
+			return false
+		case rest == "" || !isWordByte(rest[0]):
+			return true
+		}
+		text = rest
+	}
+}
+
+func isWordByte(c byte) bool {
+	return c == '_' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}
+
 var errState = errors.New("must be an object")
 
 // stateOf reads the state option, which is more than the texts that core keeps
 // of a key's options. It looks for them where core does.
 func stateOf(key string) ([]byte, error) {
-	u, err := url.Parse(key)
+	u, err := url.Parse(optionsURL(key))
 	if err != nil {
 		return nil, err
 	}

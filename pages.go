@@ -73,6 +73,9 @@ func (p *Plugin) page(topic string, options HistoryOptions) (HistoryPage, []*ent
 	if !validTopic(topic) {
 		return HistoryPage{}, nil, fmt.Errorf("%w: %q", ErrMalformedTopic, topic)
 	}
+	if takenName(topic) {
+		return HistoryPage{}, nil, fmt.Errorf("%w: %q", ErrReservedTopic, topic)
+	}
 	limit := options.Limit
 	if limit == 0 {
 		limit = historyLimit

@@ -104,6 +104,9 @@ func (p *Plugin) withMembers(app core.App, topic string, read func(*topicMembers
 	if !validTopic(topic) {
 		return fmt.Errorf("%w: %q", ErrMalformedTopic, topic)
 	}
+	if takenName(topic) {
+		return fmt.Errorf("%w: %q", ErrReservedTopic, topic)
+	}
 	d, err := p.rules.find(p.app(app), topic)
 	if err != nil {
 		return err

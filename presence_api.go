@@ -10,6 +10,7 @@ import (
 	validation "github.com/pocketbase/ozzo-validation/v4"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/subscriptions"
 )
 
 // statesOverhead is the room in a request's body for what is not state.
@@ -31,7 +32,7 @@ func (p *Plugin) handlePresence(e *core.RequestEvent) error {
 			"topic": validation.NewError(codeTopicRequired, "Must be the topic's name."),
 		})
 	}
-	if d := p.decidePresence(e, topic); d != nil {
+	if d := p.decidePresence(e, topic, noOptions()); d != nil {
 		p.logDenial(e.App, topic, e.Auth, actionPresence, d)
 		return e.Error(d.status(), d.message, validation.Errors{"topic": d.fieldError()})
 	}
@@ -55,11 +56,10 @@ func (p *Plugin) handlePresence(e *core.RequestEvent) error {
 
 // decidePresence is what somebody would meet who asks for the members. Whether
 // there are any to see is only for those who may.
-func (p *Plugin) decidePresence(e *core.RequestEvent, topic string) *denial {
+func (p *Plugin) decidePresence(e *core.RequestEvent, topic string, options subscriptions.SubscriptionOptions) *denial {
 	if reservedTopic(e.App, topic) {
 		return denyReserved()
 	}
-	options := parseKeys([]string{topic})[topic]
 	if d := p.decideAs(e.App, credentialsOf(e.Auth, e.Request), actionPresence, topic, realtimeInfoOf(options)); d != nil {
 		return d
 	}
@@ -97,13 +97,8 @@ func (p *Plugin) handleState(e *core.RequestEvent) error {
 			"clientId": validation.NewError(codeClientInvalid, "Must be the id of an open realtime connection."),
 		})
 	}
-	// as core guards a client's subscriptions
-	ip, _ := found.Get(apis.RealtimeClientIPKey).(string)
-	auth, _ := found.Get(apis.RealtimeClientAuthKey).(*core.Record)
-	if ip != "" && ip != e.RealIP() || !sameAuth(auth, signedIn) || !sameAuth(auth, e.Auth) {
-		return e.ForbiddenError("The realtime connection is somebody else's.", validation.Errors{
-			"clientId": validation.NewError(codeClientInvalid, "Must be the id of a connection of the same account."),
-		})
+	if fault := clientFault(e, found, signedIn); fault != nil {
+		return e.ForbiddenError("The request may not set the state of this connection.", validation.Errors{"clientId": fault})
 	}
 
 	c := ownClient(found)
@@ -113,6 +108,28 @@ func (p *Plugin) handleState(e *core.RequestEvent) error {
 		})
 	}
 	return e.NoContent(http.StatusNoContent)
+}
+
+// clientFault says why a request does not count as the client's. It guards a
+// client as core guards its subscriptions. signedIn is the account of the
+// request's token, e.Auth the same as it is now.
+func clientFault(e *core.RequestEvent, c subscriptions.Client, signedIn *core.Record) validation.Error {
+	ip, _ := c.Get(apis.RealtimeClientIPKey).(string)
+	auth, _ := c.Get(apis.RealtimeClientAuthKey).(*core.Record)
+
+	switch {
+	case auth == nil && signedIn != nil && e.Auth != nil:
+		return validation.NewError(codeSignedOut, "The connection has no account: it has not subscribed with this sign-in. Subscribe first, then set the state.")
+	case !sameAuth(auth, signedIn) || !sameAuth(auth, e.Auth):
+		return validation.NewError(codeClientInvalid, "Must be the id of a connection of the same account.")
+	case ip != "" && ip != e.RealIP():
+		return otherAddressFault()
+	}
+	return nil
+}
+
+func otherAddressFault() validation.Error {
+	return validation.NewError(codeOtherAddress, "The connection was opened from another address than this request. Connect again; if that does not help, let the client use one of its addresses only, and set the trusted proxy headers where there is a proxy.")
 }
 
 func sameAuth(a, b *core.Record) bool {

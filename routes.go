@@ -21,6 +21,7 @@ const publishOverhead = 4 << 10
 
 func (p *Plugin) bindRoutes(e *core.ServeEvent) {
 	limit := rateLimiter(e.Router)
+	e.Router.Bind(p.subscribeRequests())
 
 	group := e.Router.Group("/api/topics")
 	group.GET("/access", p.handleAccess).Bind(apis.SkipSuccessActivityLog())
@@ -159,16 +160,20 @@ func (p *Plugin) handleAccess(e *core.RequestEvent) error {
 
 	auth := credentialsOf(e.Auth, e.Request)
 	subscribe, asksRule := p.decideKey(e.App, key)
+	options := parseKeys([]string{key})[key]
 	if asksRule {
-		options := parseKeys([]string{key})[key]
-		if _, ok := optionsOf(key, options); ok {
+		read, ok := optionsOf(key, options)
+		if ok {
 			subscribe = p.decideAs(e.App, auth, actionSubscribe, topic, realtimeInfoOf(options))
 		} else {
 			subscribe = denyOptions()
 		}
+		if subscribe == nil {
+			subscribe = p.denyIgnored(e.App, topic, options, read.presence)
+		}
 	}
 	publish := p.decideAs(e.App, auth, actionPublish, topic, infoWith(info, info.Body))
-	presence := p.decidePresence(e, topic)
+	presence := p.decidePresence(e, topic, options)
 	for _, failed := range []struct {
 		action action
 		denial *denial

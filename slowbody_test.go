@@ -155,14 +155,14 @@ func subscribeSlowly(s *slowServer, c *stream, token string, meanwhile func()) b
 func TestASenderThatIsGone(t *testing.T) {
 	app := newApp(t, topics.Config{})
 	s := serveSlow(t, app)
-	define(t, app, map[string]any{"pattern": "open", "subscribeRule": "", "publishRule": ""})
+	define(t, app, map[string]any{"pattern": "public", "subscribeRule": "", "publishRule": ""})
 	ann, token := newUser(t, app, "ann")
 	c := s.connect()
-	c.mustSubscribe("", key("open", map[string]any{"envelope": true}))
+	c.mustSubscribe("", key("public", map[string]any{"envelope": true}))
 	c.drain()
 
 	for _, change := range []func(){func() {}, func() { require.NoError(t, app.Delete(ann)) }} {
-		r := s.post("/api/topics/publish", token, `{"topic":"open","data":1}`, change)
+		r := s.post("/api/topics/publish", token, `{"topic":"public","data":1}`, change)
 		require.Equal(t, http.StatusOK, r.status, r.body)
 	}
 	var first, second struct {

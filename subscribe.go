@@ -1,6 +1,7 @@
 package topics
 
 import (
+	"slices"
 	"strings"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -52,7 +53,7 @@ func (p *Plugin) subscribeForeign(e *core.RealtimeSubscribeRequestEvent) error {
 		return err
 	}
 	for _, d := range keys.denied {
-		if !injectsSSE(d.key) {
+		if hears(d.key) {
 			p.foreign.send(e.Client, d.notice(false))
 		}
 	}
@@ -78,10 +79,11 @@ type deniedKey struct {
 // authorise decides the keys of a request. Those that the client holds already
 // come first: limits refuse new ones.
 func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent, held map[string]owner) keys {
+	requested := slices.Concat(e.Subscriptions, longKeys(e.RequestEvent))
 	a := authorisation{
 		plugin:  p,
 		event:   e,
-		options: parseKeys(e.Subscriptions),
+		options: parseKeys(requested),
 		auth:    credentialsOf(e.Auth, e.Request),
 		who:     subscriberOf(e.RequestEvent),
 		account: limitedAccount(e.Auth),
@@ -92,9 +94,9 @@ func (p *Plugin) authorise(e *core.RealtimeSubscribeRequestEvent, held map[strin
 	}
 	defer a.patience.end(p.history.disk)
 
-	list := make([]string, 0, len(e.Subscriptions)) // each once
-	denials := make(map[string]*denial, len(e.Subscriptions))
-	for _, key := range e.Subscriptions {
+	list := make([]string, 0, len(requested)) // each once
+	denials := make(map[string]*denial, len(requested))
+	for _, key := range requested {
 		if _, repeated := denials[key]; !repeated && key != "" {
 			key = strings.Clone(key) // it is kept, and may be part of the request's body
 			denials[key] = nil
@@ -193,6 +195,10 @@ func (a *authorisation) decide(key string) (*admission, *denial) {
 	if d != nil {
 		return nil, d
 	}
+	if d := a.plugin.denyIgnored(app, topic, a.options[key], read.presence); d != nil {
+		a.plugin.grants.release(g)
+		return nil, d
+	}
 	seat, d := a.seat(key)
 	if d != nil {
 		a.plugin.grants.release(g)
@@ -265,6 +271,10 @@ func (p *Plugin) decideKey(app core.App, key string) (d *denial, asksRule bool) 
 		return denyMalformed(), false
 	case reservedTopic(app, topic):
 		return nil, false
+	case takenName(topic):
+		return denyTakenName(), false
+	case len(key) > maxKey && (validTopic(topic) || p.config.AllowUnknown):
+		return denyLongKey(), false
 	case validTopic(topic):
 		return nil, true
 	case p.config.AllowUnknown:
@@ -305,7 +315,7 @@ func (c *client) tellDenied(denied []deniedKey) {
 	told := make(map[string]struct{}, len(denied))
 	for _, d := range denied {
 		told[d.key] = struct{}{}
-		if _, before := c.told[d.key]; !before && !injectsSSE(d.key) {
+		if _, before := c.told[d.key]; !before && hears(d.key) {
 			c.tell(d.notice(wantsEnvelope(d.key)))
 		}
 	}

@@ -83,20 +83,42 @@ func topicOf(key string) string {
 	return topic
 }
 
-// parseKeys returns the options that core will see for each of the keys,
-// without empty and repeated keys. It asks core's own client, because JS and
-// Dart encode options differently, some keys lose theirs (a stray "%", a
-// colon in the first segment), and the details change between versions.
+// parseKeys returns the options of each of the keys, without empty and repeated
+// keys. It asks core's own client, because JS and Dart encode options
+// differently, and the details change between versions. Of a topic's key the
+// client is given the options alone: as a URL, core refuses some topics (a colon
+// in the first segment) and would lose their options.
 func parseKeys(keys []string) map[string]subscriptions.SubscriptionOptions {
+	asked := make([]string, len(keys))
+	for i, key := range keys {
+		asked[i] = optionsURL(key)
+	}
 	c := subscriptions.NewDefaultClient()
-	c.Subscribe(keys...)
-	return c.Subscriptions()
+	c.Subscribe(asked...)
+	parsed := c.Subscriptions()
+
+	options := make(map[string]subscriptions.SubscriptionOptions, len(keys))
+	for i, key := range keys {
+		if key != "" {
+			options[key] = parsed[asked[i]]
+		}
+	}
+	return options
 }
 
-// injectsSSE reports whether the key, used as an event name, would end its
-// line in the event stream (or be dropped by the parser, for NUL).
-func injectsSSE(key string) bool {
-	return strings.ContainsAny(key, "\r\n\x00")
+// optionsURL is the key with a topic that every parser of URLs accepts, where
+// its own is a valid one. Other keys are core's to read.
+func optionsURL(key string) string {
+	const topic = "topic"
+
+	switch own := topicOf(key); {
+	case !validTopic(own):
+		return key
+	case len(own) == len(key):
+		return topic
+	default:
+		return topic + key[len(own):]
+	}
 }
 
 // param is a named part of a topic: {room} of room/{room}.
@@ -147,6 +169,9 @@ func parsePattern(raw string) (pattern, error) {
 
 	parts := strings.Split(raw, "/")
 	p := pattern{raw: raw, segments: make([]segment, 0, len(parts))}
+	if takenName(raw) {
+		return pattern{}, fmt.Errorf("%q %w", raw, errTakenName)
+	}
 
 	for i, part := range parts {
 		s, err := parseSegment(part)

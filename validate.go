@@ -25,6 +25,10 @@ func validateRecord(app core.App, record *core.Record) error {
 	faults := validation.Errors{}
 
 	p, err := parsePattern(record.GetString("pattern"))
+	if errors.Is(err, errTakenName) {
+		faults["pattern"] = validation.NewError("validation_reserved_pattern", "The pattern "+err.Error()+". Use another word, or more segments.")
+		return faults
+	}
 	if err != nil {
 		faults["pattern"] = validation.NewError("validation_invalid_pattern", "Invalid pattern: "+err.Error()+".")
 		return faults // the rest depends on the pattern
