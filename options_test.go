@@ -304,7 +304,7 @@ func TestLongKeysOfPocketBase(t *testing.T) {
 
 	// what is larger than PocketBase's limits allow together is left to it, also if
 	// the length is not known before
-	large := `{"x":"` + strings.Repeat("x", 5<<20) + `","clientId":"` + c.id + `","subscriptions":["a?` + long + `"]}`
+	large := `{"x":"` + strings.Repeat("y", 5<<20) + `","clientId":"` + c.id + `","subscriptions":["a?` + long + `"]}`
 	require.Equal(t, http.StatusBadRequest, s.request(http.MethodPost, "/api/realtime", "", large).status)
 	for body, status := range map[string]int{
 		large:                               http.StatusBadRequest,

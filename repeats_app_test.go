@@ -31,19 +31,19 @@ func TestAPublishDoesNotOutliveItsRequest(t *testing.T) {
 		return e.Next()
 	})
 	s := serve(t, app)
-	define(t, app, map[string]any{"pattern": "open", "subscribeRule": "", "publishRule": ""})
+	define(t, app, map[string]any{"pattern": "public", "subscribeRule": "", "publishRule": ""})
 	c := s.connect()
-	c.mustSubscribe("", "open")
+	c.mustSubscribe("", "public")
 
-	release := topics.HoldIdempotencyKey(app, "open", "k", "1")
-	r := s.publish("", `{"topic":"open","data":1,"idempotencyKey":"k"}`)
+	release := topics.HoldIdempotencyKey(app, "public", "k", "1")
+	r := s.publish("", `{"topic":"public","data":1,"idempotencyKey":"k"}`)
 	require.Equal(t, http.StatusServiceUnavailable, r.status, r.body)
 	require.Equal(t, "idempotency_key_busy", r.code("idempotencyKey"))
-	r = s.publish("", `{"messages":[{"topic":"open","data":1,"idempotencyKey":"k"}]}`)
+	r = s.publish("", `{"messages":[{"topic":"public","data":1,"idempotencyKey":"k"}]}`)
 	require.Equal(t, "idempotency_key_busy", r.code("messages", "0", "idempotencyKey"))
 
 	release()
-	r = s.publish("", `{"topic":"open","data":1,"idempotencyKey":"k"}`)
+	r = s.publish("", `{"topic":"public","data":1,"idempotencyKey":"k"}`)
 	require.Equal(t, http.StatusOK, r.status, r.body)
 	c.quiet()
 	require.Equal(t, 1, topics.From(app).Stats().IdempotencyKeys)
@@ -53,12 +53,12 @@ func TestAPublishDoesNotOutliveItsRequest(t *testing.T) {
 func TestKeysOfAnAccountStayThoughOthersHaveMany(t *testing.T) {
 	app := newApp(t, topics.Config{MaxIdempotencyKeysPerSender: 3})
 	s := serve(t, app)
-	define(t, app, map[string]any{"pattern": "open", "subscribeRule": "", "publishRule": "", "history": 100})
+	define(t, app, map[string]any{"pattern": "public", "subscribeRule": "", "publishRule": "", "history": 100})
 	_, ann := newUser(t, app, "ann")
 	_, eve := newUser(t, app, "eve")
 
 	send := func(token, key string) string {
-		r := s.publish(token, `{"topic":"open","data":1,"idempotencyKey":"`+key+`"}`)
+		r := s.publish(token, `{"topic":"public","data":1,"idempotencyKey":"`+key+`"}`)
 		require.Equal(t, http.StatusOK, r.status, r.body)
 		return r.body
 	}
