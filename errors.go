@@ -223,7 +223,7 @@ func denyAccountConnections() *denial {
 // those that are told on a key.
 func (d *denial) isLimit() bool {
 	switch d.code {
-	case codeTopicSubscriptions, codeSubscriptions, codeAccountSubscriptions, codeAccountConnections:
+	case codeLongKey, codeTopicSubscriptions, codeSubscriptions, codeAccountSubscriptions, codeAccountConnections:
 		return true
 	}
 	return false

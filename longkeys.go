@@ -133,6 +133,7 @@ func (p *Plugin) tellable(e *core.RequestEvent, long []string) (keys []string) {
 			keys = append(keys, key)
 			continue
 		}
+		p.counters.subscriptionsRefused.Add(1)
 		p.logDenial(e.App, topicOf(key), e.Auth, actionSubscribe, denyLongKey())
 	}
 	return keys

@@ -242,6 +242,7 @@ func TestLongKeys(t *testing.T) {
 		told[e.name] = codeIn(e.data)
 	}
 	require.Equal(t, long, told)
+	require.Positive(t, topics.From(app).Stats().SubscriptionsRefused)
 
 	c.mustSubscribe("", append(keys, "room/3")...) // nothing is told twice
 	c.quiet()
