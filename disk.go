@@ -22,6 +22,9 @@ const (
 	diskBatch     = 2000
 	diskBatchTime = 100 * time.Millisecond
 
+	// diskStates bounds the positions and members of one commit.
+	diskStates = 5000
+
 	// diskPatience is how long a request waits for the disk, for all that it
 	// needs of it. A backup of PocketBase keeps everybody from writing while it
 	// runs.
@@ -77,7 +80,7 @@ type disk struct {
 // first, so that members and positions never wait behind many messages.
 type diskLane struct {
 	pending []diskWrite
-	times   []time.Time // when each of them was added
+	times   []time.Time // of messages: when each of them was added
 
 	// how many writes were added, and how many of them are done
 	added, done uint64
@@ -185,7 +188,9 @@ func (d *disk) accepts() bool { return d.ready && !d.closed && !d.superseded }
 // push expects d.mu to be held.
 func (d *disk) push(lane *diskLane, w diskWrite) uint64 {
 	lane.pending = append(lane.pending, w)
-	lane.times = append(lane.times, time.Now())
+	if lane == &d.messages {
+		lane.times = append(lane.times, time.Now())
+	}
 	lane.added++
 	select {
 	case d.wake <- struct{}{}:
@@ -229,8 +234,11 @@ func (d *disk) flush(app core.App, db *sql.DB) {
 	for {
 		d.mu.Lock()
 		states, messages := d.states.pending, d.messages.pending
+		states = states[:min(len(states), diskStates)]
 		clear(d.latest)
-		d.states.pending, d.states.times = nil, nil
+		if d.states.pending = d.states.pending[len(states):]; len(d.states.pending) == 0 {
+			d.states.pending = nil
+		}
 		messages = messages[:min(len(messages), diskBatch)]
 		superseded := d.superseded
 		d.mu.Unlock()
