@@ -1,6 +1,8 @@
 package topics
 
 import (
+	"strings"
+
 	"github.com/ganigeorgiev/fexpr"
 	"github.com/pocketbase/pocketbase/core"
 )
@@ -17,11 +19,11 @@ func comparesIDAlone(text string) bool {
 	}
 	compares := false
 	walkRule(groups, func(e fexpr.Expr) {
-		equals := e.Op == fexpr.SignEq || e.Op == fexpr.SignAnyEq
 		for _, sides := range [][2]fexpr.Token{{e.Left, e.Right}, {e.Right, e.Left}} {
-			isID := sides[0].Type == fexpr.TokenIdentifier && sides[0].Literal == "@request.auth."+core.FieldNameId
+			literal, _, _ := strings.Cut(sides[0].Literal, ":")
+			isID := sides[0].Type == fexpr.TokenIdentifier && literal == "@request.auth."+core.FieldNameId
 			isNothing := sides[1].Type == fexpr.TokenText && sides[1].Literal == ""
-			compares = compares || equals && isID && !isNothing
+			compares = compares || isID && !isNothing
 		}
 	})
 	return compares

@@ -45,7 +45,7 @@ func (p *Plugin) deliver(m Message) (id string, err error) {
 		_ = p.guard.run("closing a slow client", c.closeSlow) // the message was sent
 	}
 	if r.keeps() {
-		p.history.evict(p.history.ownerOf(m.Topic))
+		p.history.evict()
 	}
 	return id, nil
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,6 +40,7 @@ const (
 var (
 	errNotReady   = errors.New("topics: the disk is not open")
 	errSuperseded = errors.New("topics: another process has opened the histories of this data directory; this one does not write them any longer")
+	errTriedAgain = errors.New("topics: the database cannot be written at this moment")
 	errBacklog    = errors.New("topics: too much was waiting to be written")
 )
 
@@ -60,9 +64,10 @@ type disk struct {
 	superseded bool
 	overflown  bool // since the last commit
 
-	messages diskLane // and the ends of logs
-	states   diskLane // positions and members, and the ends of those
-	bytes    int      // of messages
+	messages diskLane      // and the ends of logs
+	states   diskLane      // positions and members, and the ends of those
+	bytes    int           // of messages
+	behind   map[owner]int // the same, by sender
 	more     *sync.Cond
 
 	// the newest pending write of a position or member, which a newer one
@@ -72,8 +77,10 @@ type disk struct {
 	wake    chan struct{}
 	stop    chan struct{}
 	running chan struct{} // closed when the goroutine has ended
+	failing time.Duration // how long to wait before the next attempt
 
-	run string // marks what this process writes
+	run    string // marks what this process writes
+	commit func(db *sql.DB, states, messages []diskWrite) (applied int, err error)
 }
 
 // diskLane is writes that are applied in their order. The short lane goes
@@ -91,11 +98,15 @@ func newDisk(backlogBytes int, warn func(core.App, error)) *disk {
 		backlogBytes: backlogBytes,
 		warn:         warn,
 		latest:       map[string]int{},
+		behind:       map[owner]int{},
 		wake:         make(chan struct{}, 1),
 		stop:         make(chan struct{}),
 		run:          security.RandomString(15),
 	}
 	d.more = sync.NewCond(&d.mu)
+	d.commit = func(db *sql.DB, states, messages []diskWrite) (int, error) {
+		return commit(db, states, messages, d.run)
+	}
 	return d
 }
 
@@ -152,8 +163,31 @@ func (d *disk) addMessage(w diskWrite) uint64 {
 			return 0
 		}
 	}
-	d.bytes += w.size()
+	d.count(w, 1)
 	return d.push(lane, w)
+}
+
+// count adds a write to what waits, or takes it off. d.mu is held.
+func (d *disk) count(w diskWrite, times int) {
+	size := times * w.size()
+	d.bytes += size
+	if m, ok := w.(messageWrite); ok && m.entry.message.owner != "" {
+		o := m.entry.message.owner
+		if d.behind[o] += size; d.behind[o] <= 0 {
+			delete(d.behind, o)
+		}
+	}
+}
+
+// backlogShare is the part of the backlog that one sender may fill, as a divisor.
+const backlogShare = 4
+
+// isBehind reports whether too much of a sender waits to be written.
+func (d *disk) isBehind(o owner) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	return d.behind[o] > d.backlogBytes/backlogShare
 }
 
 // addState takes a write about positions or members. A pending one of the same
@@ -204,7 +238,8 @@ func (d *disk) work(app core.App, db *sql.DB) {
 	for {
 		select {
 		case <-d.wake:
-			d.flushSafely(app, db)
+			for !d.flushSafely(app, db) && d.pause() {
+			}
 		case <-d.stop:
 			d.flushSafely(app, db)
 			return
@@ -212,10 +247,28 @@ func (d *disk) work(app core.App, db *sql.DB) {
 	}
 }
 
-// flushSafely gives up what is pending where writing it has panicked.
-func (d *disk) flushSafely(app core.App, db *sql.DB) {
-	if d.guard.run("writing the histories", func() { d.flush(app, db) }) == nil {
-		return
+// pause waits before what has failed is tried again. It reports false at the
+// end.
+func (d *disk) pause() bool {
+	d.failing = min(max(2*d.failing, 100*time.Millisecond), 10*time.Second)
+	timer := time.NewTimer(d.failing)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-d.stop:
+		return false
+	}
+}
+
+// flushSafely gives up what is pending where writing it has panicked. It reports
+// false for what has to be tried again.
+func (d *disk) flushSafely(app core.App, db *sql.DB) (done bool) {
+	if d.guard.run("writing the histories", func() { done = d.flush(app, db) }) == nil {
+		if done {
+			d.failing = 0
+		}
+		return done
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -225,12 +278,15 @@ func (d *disk) flushSafely(app core.App, db *sql.DB) {
 		lane.pending, lane.times, lane.done = nil, nil, lane.added
 	}
 	d.bytes = 0
+	clear(d.behind)
 	clear(d.latest)
 	d.more.Broadcast()
+	return true
 }
 
-// flush writes all that is pending.
-func (d *disk) flush(app core.App, db *sql.DB) {
+// flush writes all that is pending. It reports false where the database could
+// not be written at this moment: then all of it still waits.
+func (d *disk) flush(app core.App, db *sql.DB) bool {
 	for {
 		d.mu.Lock()
 		states, messages := d.states.pending, d.messages.pending
@@ -240,16 +296,25 @@ func (d *disk) flush(app core.App, db *sql.DB) {
 			d.states.pending = nil
 		}
 		messages = messages[:min(len(messages), diskBatch)]
-		superseded := d.superseded
+		superseded, commit := d.superseded, d.commit
 		d.mu.Unlock()
 		if len(states)+len(messages) == 0 {
-			return
+			return true
 		}
 
 		err := errSuperseded
 		applied := len(messages)
 		if !superseded {
-			applied, err = commit(db, states, messages, d.run)
+			applied, err = commit(db, states, messages)
+		}
+
+		if isPassing(err) {
+			d.mu.Lock()
+			d.states.pending = slices.Concat(states, d.states.pending)
+			clear(d.latest)
+			d.mu.Unlock()
+			d.warn(app, fmt.Errorf("%w: %w", errTriedAgain, err))
+			return false
 		}
 
 		d.mu.Lock()
@@ -260,7 +325,7 @@ func (d *disk) flush(app core.App, db *sql.DB) {
 		d.superseded = d.superseded || errors.Is(err, errSuperseded)
 		d.broken = d.broken || err != nil && !errors.Is(err, errBacklog)
 		for _, w := range messages[:applied] {
-			d.bytes -= w.size()
+			d.count(w, -1)
 		}
 		d.messages.pending = d.messages.pending[applied:]
 		d.messages.times = d.messages.times[applied:]
@@ -276,6 +341,18 @@ func (d *disk) flush(app core.App, db *sql.DB) {
 			d.warn(app, err)
 		}
 	}
+}
+
+// isPassing reports whether an error is of the database as a whole and at this
+// moment: it is locked, or has no room.
+func isPassing(err error) bool {
+	if err == nil || errors.Is(err, errSuperseded) {
+		return false
+	}
+	text := strings.ToLower(err.Error())
+	return slices.ContainsFunc([]string{"lock", "busy", "full", "i/o", "readonly", "read-only", "unable to open"}, func(word string) bool {
+		return strings.Contains(text, word)
+	})
 }
 
 // commit writes all states and as many of the messages as the time allows. It
@@ -449,7 +526,7 @@ func (d *disk) close(ctx context.Context, app core.App, heads []logHead, positio
 	}
 
 	d.mu.Lock()
-	unclean := d.broken || d.superseded
+	unclean := d.broken || d.superseded || len(d.messages.pending)+len(d.states.pending) > 0
 	d.mu.Unlock()
 	if unclean {
 		return nil // the next start makes new epochs

@@ -91,7 +91,7 @@ func TestTheBacklogIsBounded(t *testing.T) {
 // A disk that fails is an error for each commit, which is for the log to count.
 func TestAFailedCommitLeavesNothingHalfDone(t *testing.T) {
 	d, app := openDisk(t)
-	failed := errors.New("full")
+	failed := errors.New("no such table")
 	warned := make(chan error, 10)
 	d.warn = func(_ core.App, err error) { warned <- err }
 	d.addMessage(messageWrite{entry: newEntry(Message{Topic: "a", Data: []byte("1")}), head: logHead{topic: "a", epoch: "e", first: 1, last: 1}})

@@ -1,6 +1,8 @@
 package topics
 
 import (
+	"database/sql"
+	"errors"
 	"slices"
 	"strings"
 
@@ -23,15 +25,17 @@ type tie struct {
 
 const anyAuth = "@auth"
 
-// ties returns what names the topics of a definition.
-func (d *definition) ties() (ties []tie) {
-	add := func(t tie) {
-		if !slices.Contains(ties, t) {
-			ties = append(ties, t)
-		}
-	}
+// ties returns what names the topics of a definition: the collection field, and
+// each path in a rule that is compared with the topic or a parameter, in whatever
+// way, and that leads to the id of a record. It may return too many: then more
+// ends than has to.
+func (d *definition) ties(app core.App) []tie {
+	f := tieFinder{app: app, plans: d.plans}
 	if d.collection != "" {
-		add(tie{d.collection, idParam})
+		f.add(d.collection, idParam)
+		if c, err := app.FindCachedCollectionByNameOrId(d.collection); err == nil {
+			f.addRecordsOf(c, idParam)
+		}
 	}
 	for _, r := range []rule{d.subscribe, d.publish, d.presence} {
 		if r.text == nil {
@@ -43,36 +47,108 @@ func (d *definition) ties() (ties []tie) {
 		}
 		accounts := accountCollections(groups)
 		walkRule(groups, func(e fexpr.Expr) {
-			if e.Op != fexpr.SignEq && e.Op != fexpr.SignAnyEq {
-				return
-			}
 			for _, sides := range [][2]fexpr.Token{{e.Left, e.Right}, {e.Right, e.Left}} {
-				param, isTopic := topicParam(sides[0])
-				if !isTopic || sides[1].Type != fexpr.TokenIdentifier {
-					continue
-				}
-				path := strings.Split(sides[1].Literal, ".")
-				switch {
-				case sides[1].Literal == "@request.auth.id":
-					for _, c := range accounts {
-						add(tie{c, param})
-					}
-				case len(path) == 3 && path[0] == "@collection" && path[2] == core.FieldNameId:
-					name, _, _ := strings.Cut(path[1], ":")
-					add(tie{name, param})
+				if param, ok := topicParam(sides[0]); ok && sides[1].Type == fexpr.TokenIdentifier {
+					f.follow(sides[1].Literal, accounts, param)
 				}
 			}
 		})
 	}
-	return ties
+	return f.found
+}
+
+type tieFinder struct {
+	app   core.App
+	plans *plans
+	found []tie
+}
+
+func (f *tieFinder) add(collection, param string) {
+	if t := (tie{collection, param}); !slices.Contains(f.found, t) {
+		f.found = append(f.found, t)
+	}
+}
+
+// addRecordsOf ties a parameter to the records of a collection or, of a view, of
+// all collections that it reads.
+func (f *tieFinder) addRecordsOf(c *core.Collection, param string) {
+	f.add(c.Id, param)
+	if !c.IsView() {
+		return
+	}
+	schema, err := f.plans.schemaOf(f.app)
+	if err != nil {
+		return // its rule denies as well
+	}
+	for _, table := range schema.readsOf(c.Name).tables {
+		f.add(table, param)
+	}
+}
+
+// follow ties a parameter to what a path of a rule leads to.
+func (f *tieFinder) follow(literal string, accounts []string, param string) {
+	path := strings.Split(literal, ".")
+	for i, part := range path {
+		path[i], _, _ = strings.Cut(part, ":")
+	}
+	switch {
+	case len(path) > 2 && path[0] == "@request" && path[1] == "auth":
+		if len(path) == 3 && path[2] == core.FieldNameId {
+			for _, c := range accounts {
+				f.add(c, param)
+			}
+			return
+		}
+		all, err := f.app.FindAllCollections(core.CollectionTypeAuth)
+		if err != nil {
+			return // its rule denies as well
+		}
+		for _, c := range all {
+			f.walk(c, path[2:], param)
+		}
+	case len(path) > 2 && path[0] == "@collection":
+		if path[2] == core.FieldNameId {
+			f.add(path[1], param) // also before there is one
+		}
+		if c, err := f.app.FindCachedCollectionByNameOrId(path[1]); err == nil {
+			f.walk(c, path[2:], param)
+		}
+	}
+}
+
+func (f *tieFinder) walk(c *core.Collection, path []string, param string) {
+	for i, name := range path {
+		last := i == len(path)-1
+		if last && name == core.FieldNameId {
+			f.addRecordsOf(c, param)
+			return
+		}
+		id := ""
+		if relation, ok := c.Fields.GetByName(name).(*core.RelationField); ok {
+			id = relation.CollectionId
+		} else if via := backRelation.FindStringSubmatch(name); via != nil {
+			id = via[1]
+		}
+		next, err := f.app.FindCachedCollectionByNameOrId(id)
+		if err != nil {
+			return // a field of another kind names nothing
+		}
+		if c = next; last {
+			f.addRecordsOf(c, param)
+		}
+	}
 }
 
 // accountCollections are those that a rule wants the account to be of, or all.
+// Where there is an "or", it is all.
 func accountCollections(groups []fexpr.ExprGroup) (collections []string) {
+	if hasOr(groups) {
+		return []string{anyAuth}
+	}
 	walkRule(groups, func(e fexpr.Expr) {
 		for _, sides := range [][2]fexpr.Token{{e.Left, e.Right}, {e.Right, e.Left}} {
 			isCollection := sides[0].Literal == "@request.auth.collectionName" || sides[0].Literal == "@request.auth.collectionId"
-			if isCollection && sides[1].Type == fexpr.TokenText && (e.Op == fexpr.SignEq || e.Op == fexpr.SignAnyEq) {
+			if isCollection && sides[1].Type == fexpr.TokenText && e.Op == fexpr.SignEq {
 				collections = append(collections, sides[1].Literal)
 			}
 		}
@@ -81,6 +157,25 @@ func accountCollections(groups []fexpr.ExprGroup) (collections []string) {
 		return []string{anyAuth}
 	}
 	return collections
+}
+
+func hasOr(groups []fexpr.ExprGroup) bool {
+	for i, g := range groups {
+		if i > 0 && g.Join == fexpr.JoinOr {
+			return true
+		}
+		switch item := g.Item.(type) {
+		case fexpr.ExprGroup:
+			if hasOr([]fexpr.ExprGroup{item}) {
+				return true
+			}
+		case []fexpr.ExprGroup:
+			if hasOr(item) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func topicParam(t fexpr.Token) (param string, ok bool) {
@@ -103,10 +198,11 @@ func (t tie) names(c *core.Collection) bool {
 // id, and those that delete a collection.
 func (p *Plugin) onRecordEnd(e *core.ModelEvent) error {
 	if gone, ok := e.Model.(*core.Collection); ok {
-		if err := e.Next(); err != nil {
-			return err
+		set, err := p.rules.load(p.outerApp()) // while they know what they mean
+		if nextErr := e.Next(); nextErr != nil {
+			return nextErr
 		}
-		afterCommit(e.App, func() { p.endTopics(gone, nil) })
+		afterCommit(e.App, func() { p.endTopicsOf(set, err, gone, nil) })
 		return nil
 	}
 
@@ -156,6 +252,10 @@ func afterCommit(app core.App, f func()) {
 // collection: after those with these ids or, without ids, after any.
 func (p *Plugin) endTopics(c *core.Collection, ids []string) {
 	set, err := p.rules.load(p.outerApp())
+	p.endTopicsOf(set, err, c, ids)
+}
+
+func (p *Plugin) endTopicsOf(set *ruleset, err error, c *core.Collection, ids []string) {
 	if err != nil {
 		// then nobody gets in either; the records of the id that come later end it
 		p.logHistoryError("", err)
@@ -267,4 +367,31 @@ func (h *history) endMembers(d *definition, glob string, segments int, more bool
 	if h.disk != nil && d.tracks {
 		h.disk.addState("", membersEnd{glob: glob, segments: segments, more: more})
 	}
+}
+
+// endOrphans ends the topics whose record is not there. It is called after an
+// unclean stop, which may have taken the end of a topic with it.
+func (p *Plugin) endOrphans(app core.App) {
+	set, err := p.rules.load(app)
+	if err != nil {
+		p.logHistoryError("", err)
+		return
+	}
+	var topics []string
+	p.history.eachLog(func(_ *hubShard, l *topicLog) { topics = append(topics, l.topic) })
+	for _, topic := range topics {
+		if d := set.tree.find(topic); d != nil && p.isOrphan(app, d, topic) {
+			p.history.endTopic(topic)
+		}
+	}
+}
+
+// isOrphan reports whether a topic was named after a record that is not there.
+func (p *Plugin) isOrphan(app core.App, d *definition, topic string) bool {
+	if d.collection == "" {
+		return false // a record of another tie may be one of several collections
+	}
+	id, _ := d.pattern.params(topic).get(idParam)
+	_, err := app.FindRecordById(d.collection, id)
+	return errors.Is(err, sql.ErrNoRows)
 }

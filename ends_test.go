@@ -254,3 +254,93 @@ func TestAWarningOfAccountsWithTheSameID(t *testing.T) {
 		require.Zero(t, save(fmt.Sprintf("c%d/{x}", i), text), text)
 	}
 }
+
+// However a rule says it, what it compares a parameter with names the topic, if
+// it leads to the id of a record.
+func TestWhatNamesATopic(t *testing.T) {
+	app := newApp(t, topics.Config{})
+	serve(t, app)
+	rooms := newCollection(t, app, "rooms", &core.TextField{Name: "name"})
+	users, err := app.FindCollectionByNameOrId("users")
+	require.NoError(t, err)
+	newCollection(t, app, "seats",
+		&core.RelationField{Name: "room", CollectionId: rooms.Id, MaxSelect: 1},
+		&core.RelationField{Name: "user", CollectionId: users.Id, MaxSelect: 1})
+	view := core.NewViewCollection("viewed")
+	view.ViewQuery = "SELECT id, name FROM rooms"
+	require.NoError(t, app.Save(view))
+
+	i := 0
+	for subject, rules := range map[string][]map[string]any{
+		"room": {
+			{"collection": "viewed", "subscribeRule": "id != ''"},
+			{"collection": "viewed", "subscribeRule": "@view"},
+			{"subscribeRule": "@collection.viewed.id ?= @topic.id"},
+			{"subscribeRule": "@collection.rooms.id:lower ?= @topic.id"},
+			{"subscribeRule": "@collection.seats.room ?= @topic.id"},
+			{"subscribeRule": "@topic.id ?= @collection.seats:a.room.id"},
+			{"subscribeRule": "@request.auth.seats_via_user.room ?= @topic.id"},
+			{"publishRule": "@collection.rooms.id ?~ @topic.id"},
+		},
+		"user": {
+			{"subscribeRule": "@request.auth.id:lower = @topic.id"},
+			{"subscribeRule": "@topic.id ~ @request.auth.id"},
+			{"subscribeRule": "@topic.id >= @request.auth.id && @topic.id <= @request.auth.id"},
+			{"subscribeRule": "@request.auth.collectionName = 'clients' || @topic.id = @request.auth.id"},
+			{"subscribeRule": "(@request.auth.collectionName = 'clients' || @request.auth.collectionName != 'x') && @topic.id = @request.auth.id"},
+			{"subscribeRule": "@request.auth.id != '' && @collection.seats.user.id ?= @topic.id"},
+			{"presenceRule": "@request.auth.id != '' && @request.auth.id = @topic.id"},
+		},
+	} {
+		for _, fields := range rules {
+			i++
+			pattern := fmt.Sprintf("p%d/{id}", i)
+			fields["pattern"], fields["history"] = pattern, 10
+			define(t, app, fields)
+			var record *core.Record
+			if subject == "room" {
+				record = newRecord(t, app, "rooms", nil)
+			} else {
+				record, _ = newUser(t, app, fmt.Sprint("u", i))
+			}
+			topic := fmt.Sprintf("p%d/%s", i, record.Id)
+			notifyAll(t, app, topic, 1, 2)
+			require.NoError(t, app.Delete(record))
+			require.Empty(t, historyOf(t, app, topic), "%v", fields)
+		}
+	}
+}
+
+// What could not be written at one moment is written later, the end of a topic
+// above all.
+func TestAnEndOutlivesALockedDatabase(t *testing.T) {
+	w := newNamedWorld(t, topics.Config{})
+	serve(t, w.app)
+	room := w.room(t, roomID)
+	notifyAll(t, w.app, "room/"+room.Id, 1, 3)
+	topics.SettleHistory(w.app)
+
+	topics.FailDisk(w.app, 3)
+	require.NoError(t, w.app.Delete(room))
+	w.room(t, room.Id)
+	notifyAll(t, w.app, "room/"+room.Id, 4, 4)
+	topics.SettleHistory(w.app)
+	app, _ := restart(t, w.app, topics.Config{}, true)
+	require.Equal(t, []string{"4"}, historyOf(t, app, "room/"+room.Id))
+}
+
+// A kill may take the end of a topic with it: the next start looks.
+func TestAnEndThatAKillHasTaken(t *testing.T) {
+	w := newNamedWorld(t, topics.Config{})
+	serve(t, w.app)
+	room := w.room(t, roomID)
+	other := w.room(t, "bbbbbbbbbbbbbbb")
+	notifyAll(t, w.app, "room/"+room.Id, 1, 3)
+	notifyAll(t, w.app, "room/"+other.Id, 1, 3)
+	topics.SettleHistory(w.app)
+	topics.FailDisk(w.app, 1000)
+	require.NoError(t, w.app.Delete(room))
+	app, _ := restart(t, w.app, topics.Config{}, false)
+	require.Empty(t, historyOf(t, app, "room/"+room.Id))
+	require.Len(t, historyOf(t, app, "room/"+other.Id), 3)
+}

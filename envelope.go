@@ -92,6 +92,7 @@ type entry struct {
 	epoch   string
 	offset  uint64 // 0: the topic keeps no history
 	plain   dataLine
+	loaded  bool // from the disk, which does not know who counts for it
 
 	// wrap begins the envelope, up to the data. It is made when the first
 	// subscriber needs it, under the topic's lock.

@@ -32,6 +32,9 @@ const (
 	epochRandom   = 4
 	epochAlphabet = "0123456789abcdefghijklmnopqrstuvwxyz"
 
+	// maxEpochName is the longest name that is read, in bytes.
+	maxEpochName = 64
+
 	// maxEpochs bounds the chain. A position from before is of no known epoch.
 	maxEpochs = 10_000
 )
@@ -141,6 +144,6 @@ func parseMessageID(id string) (epoch string, offset uint64, ok bool) {
 	if !found || epoch == "" || strings.Trim(number, "0123456789") != "" {
 		return "", 0, false
 	}
-	offset, err := strconv.ParseUint(number, 10, 64)
-	return epoch, offset, err == nil
+	offset, err := strconv.ParseUint(number, 10, 63) // as the tables keep it
+	return epoch, offset, err == nil && len(epoch) <= maxEpochName
 }

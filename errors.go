@@ -124,8 +124,9 @@ const (
 	codeLimitInvalid    = "limit_invalid"
 	codeNoHistory       = "topic_without_history"
 
-	codeUnavailable   = "history_unavailable"
-	codeTooManyTopics = "sender_topics_exceeded"
+	codeUnavailable    = "history_unavailable"
+	codeTooManyTopics  = "sender_topics_exceeded"
+	codeTooMuchHistory = "sender_history_exceeded"
 
 	codeNoPresence      = "presence_disabled"
 	codePresenceRevoked = "presence_revoked"
@@ -242,6 +243,13 @@ func denyRule(a action) *denial {
 // errTooManyTopics is [Config.MaxTopicsPerSender], where a message would begin
 // one topic more.
 var errTooManyTopics = errors.New("topics: the sender has begun too many topics")
+
+// errTooMuchHistory says that what is kept of a sender is as much as it may be.
+var errTooMuchHistory = errors.New("topics: too much is kept of the sender")
+
+func denyTooMuchHistory() *denial {
+	return &denial{code: codeTooMuchHistory, message: "As many of your messages are kept as may be. Publish less, or to topics that keep nothing."}
+}
 
 func denyTooManyTopics() *denial {
 	return &denial{code: codeTooManyTopics, message: "You have begun too many topics that keep a history. Publish to topics that have messages already."}

@@ -2,6 +2,8 @@ package topics
 
 import (
 	"context"
+	dbsql "database/sql"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"reflect"
@@ -229,4 +231,19 @@ func LineOf(data any) ([]byte, error) {
 		return nil, err
 	}
 	return marshalLine(data)
+}
+
+// FailDisk makes the next attempts to write fail, as of a locked database.
+func FailDisk(app core.App, times int64) {
+	d := From(app).history.disk
+	d.mu.Lock()
+	defer d.mu.Unlock()
+
+	commit := d.commit
+	d.commit = func(db *dbsql.DB, states, messages []diskWrite) (int, error) {
+		if times--; times >= 0 {
+			return 0, errors.New("database is locked")
+		}
+		return commit(db, states, messages)
+	}
 }

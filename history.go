@@ -3,6 +3,7 @@ package topics
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -39,12 +40,13 @@ type history struct {
 
 	unclean atomic.Bool // the stop before this start was not clean
 
-	mu     sync.Mutex // taken while holding a shard's lock, never the other way
-	order  *list.List // *topicLog, the most recently used first
-	cached *list.List // those with entries in memory, likewise
-	bytes  int        // of all entries in memory
-	kept   int        // of all that is kept
-	begun  map[owner]*begunLogs
+	mu     sync.Mutex    // taken while holding a shard's lock, never the other way
+	order  *list.List    // *topicLog, the most recently used first
+	cached *list.List    // those with entries in memory, likewise
+	bytes  int           // of all entries in memory
+	kept   int           // of all that is kept
+	begun  map[owner]int // topics
+	sent   map[owner]int // bytes of what is kept
 
 	// epoch is that of logs that begin. A topic that was dropped in it begins
 	// another one: its offsets were given.
@@ -55,15 +57,9 @@ type history struct {
 	refused uint64 // topics that were not begun
 }
 
-// begunLogs are the logs that one sender has begun.
-type begunLogs struct {
-	kept  int        // bytes
-	order *list.List // *topicLog, the most recently used first
-}
-
-// diskShare is the part of the disk that the topics of one sender may take, as
+// diskShare is the part of the disk that the messages of one sender may take, as
 // a divisor, and guestsShare that of all guests whose addresses say nothing.
-// Beyond it their own that were not used for the longest time lose theirs.
+// Beyond it their messages are refused.
 const (
 	diskShare   = 8
 	guestsShare = 4
@@ -96,7 +92,8 @@ func newHistory(hub *hub, config Config) *history {
 		stop:    make(chan struct{}),
 		order:   list.New(),
 		cached:  list.New(),
-		begun:   map[owner]*begunLogs{},
+		begun:   map[owner]int{},
+		sent:    map[owner]int{},
 		dropped: map[string]droppedLog{},
 	}
 	h.epoch = h.chain.begin(true).name
@@ -112,6 +109,16 @@ func (h *history) virtual() mark {
 	defer h.mu.Unlock()
 
 	return mark{epoch: h.epoch, at: time.Now()}
+}
+
+// neverHad reports whether a topic without a log had none since the beginning
+// of an epoch either.
+func (h *history) neverHad(topic, epoch string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	_, dropped := h.dropped[topic]
+	return epoch == h.epoch && !dropped
 }
 
 // close ends the goroutines and makes the disk ready for the next start.
@@ -229,9 +236,10 @@ func (h *history) account(l *topicLog, change func()) {
 	defer h.mu.Unlock()
 	h.bytes += l.bytes - bytes
 	h.kept += l.kept - kept
-	if of := h.begun[l.owner]; of != nil {
-		of.kept += l.kept - kept
+	for _, c := range l.charges {
+		h.count(c.owner, c.bytes)
 	}
+	l.charges = l.charges[:0]
 	switch {
 	case len(l.entries) == 0 && l.cached != nil:
 		h.cached.Remove(l.cached)
@@ -247,9 +255,6 @@ func (h *history) touch(l *topicLog) {
 	defer h.mu.Unlock()
 
 	h.order.MoveToFront(l.used)
-	if l.owned != nil {
-		h.begun[l.owner].order.MoveToFront(l.owned)
-	}
 	if l.cached != nil {
 		h.cached.MoveToFront(l.cached)
 	}
@@ -263,16 +268,19 @@ func (h *history) put(shard *hubShard, l *topicLog) {
 
 	l.used = h.order.PushFront(l)
 	h.kept += l.kept
-	if l.owner == "" {
-		return
+	if l.owner != "" {
+		h.begun[l.owner]++
 	}
-	of := h.begun[l.owner]
-	if of == nil {
-		of = &begunLogs{order: list.New()}
-		h.begun[l.owner] = of
+	for o, bytes := range l.writers {
+		h.count(o, bytes)
 	}
-	of.kept += l.kept
-	l.owned = of.order.PushFront(l)
+}
+
+// count adds to what is kept of a sender. h.mu is held.
+func (h *history) count(o owner, bytes int) {
+	if h.sent[o] += bytes; h.sent[o] <= 0 {
+		delete(h.sent, o)
+	}
 }
 
 // takeOut leaves the disk as it is. The shard's lock is held.
@@ -287,14 +295,15 @@ func (h *history) takeOut(shard *hubShard, l *topicLog) {
 	}
 	h.bytes -= l.bytes
 	h.kept -= l.kept
-	if of := h.begun[l.owner]; of != nil {
-		of.kept -= l.kept
-		of.order.Remove(l.owned)
-		if of.order.Len() == 0 {
+	if l.owner != "" {
+		if h.begun[l.owner]--; h.begun[l.owner] == 0 {
 			delete(h.begun, l.owner)
 		}
 	}
-	l.used, l.cached, l.owned = nil, nil, nil
+	for o, bytes := range l.writers {
+		h.count(o, -bytes)
+	}
+	l.used, l.cached = nil, nil
 }
 
 // drop ends a log, in memory and on the disk. Who has a position in it is told
@@ -319,11 +328,7 @@ func (h *history) mayBegin(who owner, more int) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 
-	begun := 0
-	if of := h.begun[who]; of != nil {
-		begun = of.order.Len()
-	}
-	if who == "" || begun+more <= h.share(who) {
+	if who == "" || h.begun[who]+more <= h.share(who) {
 		return true
 	}
 	h.refused += uint64(more)
@@ -343,16 +348,31 @@ func (h *history) share(who owner) int {
 	}
 }
 
-// ownerOf is who has begun a topic.
-func (h *history) ownerOf(topic string) owner {
-	shard := h.hub.shard(topic)
-	shard.mu.Lock()
-	defer shard.mu.Unlock()
-
-	if l := shard.logs[topic]; l != nil {
-		return l.owner
+// maySend returns an error if what is kept of a sender, or waits for the disk,
+// is as much as it may be. The shard's lock is held.
+func (h *history) maySend(l *topicLog, e *entry, r retention) error {
+	who := e.message.owner
+	if who == "" || h.disk == nil || !h.disk.isReady() {
+		return nil
 	}
-	return ""
+	if h.disk.isBehind(who) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, errBacklog)
+	}
+	if l != nil && l.count() >= r.messages {
+		return nil // it takes the place of another one
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+
+	share := h.limits.disk / diskShare
+	if who == guestsOwner {
+		share = h.limits.disk / guestsShare
+	}
+	if h.sent[who]+e.size() <= share {
+		return nil
+	}
+	h.refused++
+	return errTooMuchHistory
 }
 
 // begin makes a log for a topic that has none, unless the sender has begun too
@@ -394,6 +414,9 @@ func (h *history) beginEpoch() {
 // without it.
 func (h *history) keep(shard *hubShard, e *entry, r retention) error {
 	l := shard.logs[e.message.Topic]
+	if err := h.maySend(l, e, r); err != nil {
+		return err
+	}
 	if l == nil {
 		if l = h.begin(shard, e.message.Topic, e.message.owner); l == nil {
 			return errTooManyTopics
@@ -451,11 +474,10 @@ func (h *history) begins(topics []string) (count int) {
 
 // evict brings the sums below the limits: entries go from memory, and whole logs
 // where there is no other way; those that were not used for the longest time
-// first. What one sender's topics take of the disk is limited before that of
-// all: newest is whose log has grown.
-func (h *history) evict(newest owner) {
+// first.
+func (h *history) evict() {
 	for range 1000 { // others evict too
-		l, drop := h.victim(newest)
+		l, drop := h.victim()
 		if l == nil {
 			return
 		}
@@ -473,20 +495,12 @@ func (h *history) evict(newest owner) {
 }
 
 // victim returns a log to make room with, or nil if there is room.
-func (h *history) victim(newest owner) (l *topicLog, drop bool) {
+func (h *history) victim() (l *topicLog, drop bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 
 	onDisk := h.disk != nil && h.disk.isReady()
-	share := h.limits.disk / diskShare
-	if newest == guestsOwner {
-		share = h.limits.disk / guestsShare
-	}
-	of := h.begun[newest]
 	switch {
-	case onDisk && of != nil && of.kept > share && of.order.Len() > 1:
-		h.evicted++
-		return of.order.Back().Value.(*topicLog), true
 	case h.order.Len() > h.limits.topics, onDisk && h.kept > h.limits.disk && h.order.Len() > 1:
 		h.evicted++
 		return h.order.Back().Value.(*topicLog), true
@@ -532,7 +546,7 @@ func (h *history) load(ctx context.Context, topic string) error {
 			h.touch(l)
 		}
 		shard.mu.Unlock()
-		h.evict(l.owner)
+		h.evict()
 	}
 	return nil
 }
@@ -563,6 +577,9 @@ func (h *history) open(left leftBehind) {
 			topic: head.topic, chain: &h.chain, epoch: epoch, begun: head.begun,
 			first: head.first, last: head.last, kept: head.kept, newest: head.newest, owner: head.owner,
 		}
+		if l.owner != "" {
+			l.writers = map[owner]int{l.owner: l.kept} // the disk does not know better
+		}
 		if !left.clean {
 			l.ended = gapEpoch
 		}
@@ -573,7 +590,7 @@ func (h *history) open(left leftBehind) {
 	}
 	h.positions.open(left.positions)
 	h.review(time.Now())
-	h.evict("")
+	h.evict()
 }
 
 func (h *history) stats(s *Stats) {
@@ -609,6 +626,9 @@ func (p *Plugin) openDisk(app core.App) {
 	}
 	if left.opened {
 		h.open(left)
+		if !left.clean {
+			p.endOrphans(app)
+		}
 		p.presence.restore(left)
 	}
 }
@@ -621,6 +641,12 @@ func (p *Plugin) logHistoryError(topic string, err error) {
 
 // logDiskError is about writes. It is said once a period, however often they fail.
 func (p *Plugin) logDiskError(app core.App, err error) {
+	if errors.Is(err, errTriedAgain) {
+		if p.logs.allow("disk, tried again") {
+			app.Logger().Error("Failed to write the history of topics: it is tried again", "error", err.Error())
+		}
+		return
+	}
 	if p.logs.allow("disk " + err.Error()) {
 		app.Logger().Error(
 			"Failed to write the history of topics: after the next restart, clients are told of a gap",

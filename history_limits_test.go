@@ -288,7 +288,8 @@ func TestHistoryDiskBytes(t *testing.T) {
 	require.Empty(t, historyOf(t, app, "a/0"), "the oldest went")
 }
 
-// One sender's topics take a part of the disk, and then push out their own.
+// What is kept of one sender takes a part of the disk, wherever it is sent to. It
+// costs nobody else a message.
 func TestTheDiskShareOfOneSender(t *testing.T) {
 	config := topics.Config{HistoryDiskBytes: 400 << 10}
 	app := newApp(t, config)
@@ -296,17 +297,36 @@ func TestTheDiskShareOfOneSender(t *testing.T) {
 	define(t, app, map[string]any{"pattern": "a/{x}", "subscribeRule": "", "publishRule": "", "history": 10})
 	_, ann := newUser(t, app, "ann")
 	_, bob := newUser(t, app, "bob")
-	notifyAll(t, app, "a/app", 1, 3)
-	require.Equal(t, 200, s.publish(bob, `{"topic":"a/bob","data":1}`).status)
-	for i := range 300 {
-		r := s.publish(ann, fmt.Sprintf(`{"topic":"a/%d","data":%q}`, i, strings.Repeat("x", 2000)))
-		require.Equal(t, 200, r.status, r.body)
+	publish := func(token, topic, text string) reply {
+		return s.publish(token, fmt.Sprintf(`{"topic":%q,"data":%q}`, topic, text))
 	}
+	require.Equal(t, 200, publish(ann, "a/shared", "first").status, "ann has begun it")
+	notifyAll(t, app, "a/app", 1, 3)
+	for range 8 {
+		require.Equal(t, 200, publish(bob, "a/shared", "x").status)
+		require.Equal(t, 200, publish(bob, "a/bob", "x").status)
+	}
+	large, sent := strings.Repeat("x", 2000), 0
+	for i := range 300 {
+		if r := publish(ann, fmt.Sprint("a/", i%30), large); r.status == 200 {
+			sent++
+		} else {
+			require.Equal(t, "sender_history_exceeded", r.code("topic"), r.body)
+		}
+	}
+	require.InDelta(t, (50<<10)/2514, sent, 5)
 	require.Len(t, historyOf(t, app, "a/app"), 3)
-	require.Len(t, historyOf(t, app, "a/bob"), 1)
-	require.Len(t, historyOf(t, app, "a/299"), 1)
-	require.Empty(t, historyOf(t, app, "a/0"))
-	require.LessOrEqual(t, topics.From(app).Stats().HistoryDiskBytes, config.HistoryDiskBytes/8+10_000)
+	require.Len(t, historyOf(t, app, "a/shared"), 9)
+	require.Equal(t, 200, publish(bob, "a/bob", "still").status)
+	require.Zero(t, topics.From(app).Stats().HistoriesEvicted)
+
+	// what goes makes room
+	require.NoError(t, app.Delete(findRule(t, app, "a/{x}")))
+	define(t, app, map[string]any{"pattern": "a/{x}", "subscribeRule": "", "publishRule": "", "history": 1})
+	require.Equal(t, 200, publish(ann, "a/new", large).status)
+	for range 100 {
+		require.Equal(t, 200, publish(ann, "a/new", large).status, "each takes the place of the one before")
+	}
 }
 
 // What the memory is counted as is what it takes, whatever is sent and however

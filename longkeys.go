@@ -3,12 +3,10 @@ package topics
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
 	"strings"
 
-	validation "github.com/pocketbase/ozzo-validation/v4"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
@@ -31,8 +29,7 @@ const (
 	realtimePath = "/api/realtime"
 )
 
-// subscribeRequests prepares a subscribe request before core reads it, and says
-// more about a refusal of core's.
+// subscribeRequests prepares a subscribe request before core reads it.
 func (p *Plugin) subscribeRequests() *hook.Handler[*core.RequestEvent] {
 	return &hook.Handler[*core.RequestEvent]{
 		Id:       "topicsSubscribeRequests",
@@ -48,13 +45,14 @@ func (p *Plugin) subscribeRequests() *hook.Handler[*core.RequestEvent] {
 			if body != nil {
 				defer body.Close()
 			}
-			return explainSubscribe(e.Next())
+			return e.Next()
 		},
 	}
 }
 
 // takeLongKeys takes the keys that core would refuse the request for out of its
-// body, so that they alone are refused. Keys of PocketBase's own topics stay.
+// body, so that they alone are refused. Keys of PocketBase's own topics stay, and
+// those of malformed ones.
 // It returns the new body, if there is one, for the caller to close.
 func (p *Plugin) takeLongKeys(e *core.RequestEvent) (body io.Closer, err error) {
 	length := e.Request.ContentLength
@@ -72,7 +70,10 @@ func (p *Plugin) takeLongKeys(e *core.RequestEvent) (body io.Closer, err error) 
 	read := io.Reader(bytes.NewReader(raw))
 	if len(raw) > maxSubscribeBody {
 		read = io.MultiReader(read, e.Request.Body)
-	} else if short, long := splitKeys(raw, func(key string) bool { return !reservedTopic(e.App, topicOf(key)) }); len(long) > 0 {
+	} else if short, long := splitKeys(raw, func(key string) bool {
+		topic := topicOf(key)
+		return validTopic(topic) && !reservedTopic(e.App, topic)
+	}); len(long) > 0 {
 		read = bytes.NewReader(short)
 		e.Request.ContentLength = int64(len(short))
 		e.Set(longKeysKey, p.tellable(e, long))
@@ -143,13 +144,4 @@ func (p *Plugin) tellable(e *core.RequestEvent, long []string) (keys []string) {
 func longKeys(e *core.RequestEvent) []string {
 	keys, _ := e.Get(longKeysKey).([]string)
 	return keys
-}
-
-// explainSubscribe gives core's refusal of another address a code.
-func explainSubscribe(err error) error {
-	var refusal *router.ApiError
-	if !errors.As(err, &refusal) || refusal.Status != http.StatusBadRequest || refusal.Message != "Invalid realtime client." {
-		return err
-	}
-	return router.NewBadRequestError(refusal.Message, validation.Errors{"clientId": otherAddressFault()})
 }

@@ -176,7 +176,7 @@ type Config struct {
 
 	// MaxSubscriptions is how many subscriptions to topics one connection may
 	// have. Those that it has already stay. Others are denied with
-	// subscriptions_exceeded. Default 500.
+	// subscriptions_exceeded. Default 1,000, PocketBase's own limit.
 	MaxSubscriptions int
 
 	// MaxSubscriptionsPerAccount is how many subscriptions all connections of
@@ -336,7 +336,7 @@ func (c *Config) limits() []limit {
 		{"MaxPositionsPerSubscriber", &c.MaxPositionsPerSubscriber, 1000, true},
 		{"MaxIdempotencyKeysPerSender", &c.MaxIdempotencyKeysPerSender, 10_000, true},
 		{"MaxKeysPerTopic", &c.MaxKeysPerTopic, 20, false},
-		{"MaxSubscriptions", &c.MaxSubscriptions, 500, false},
+		{"MaxSubscriptions", &c.MaxSubscriptions, 1000, false},
 		{"MaxSubscriptionsPerAccount", &c.MaxSubscriptionsPerAccount, 5000, true},
 		{"MaxConnectionsPerAccount", &c.MaxConnectionsPerAccount, 250, true},
 		{"MaxConnectionsPerAddress", &c.MaxConnectionsPerAddress, 1000, true},

@@ -90,6 +90,9 @@ func publishFault(e *core.RequestEvent, pub publication, err error) error {
 		return router.NewApiError(http.StatusServiceUnavailable, "Failed to publish.", pub.field(validation.Errors{
 			"idempotencyKey": validation.NewError(codeKeyBusy, "Another request with this key is still being sent. Send this one again."),
 		}))
+	case errors.Is(err, errTooMuchHistory):
+		d := denyTooMuchHistory()
+		return router.NewApiError(d.status(), d.message, pub.field(validation.Errors{"topic": d.fieldError()}))
 	case errors.Is(err, errRepeatOther):
 		return router.NewApiError(http.StatusConflict, "Failed to publish.", pub.field(validation.Errors{
 			"idempotencyKey": validation.NewError(codeKeyReused, "Was used for another message. Take a new key for each message."),
@@ -237,6 +240,9 @@ func (p *Plugin) readPublication(raw json.RawMessage) (publication, validation.E
 		return publication{}, validation.Errors{"body": validation.NewError(codeBodyInvalid, "Must be a JSON object with topic and data.")}
 	}
 
+	if fault := p.checkSizes(fields); fault != nil {
+		return publication{}, fault
+	}
 	pub := publication{body: make(map[string]any, len(fields))}
 	for name, value := range fields {
 		var v any
@@ -288,6 +294,25 @@ func (p *Plugin) readPublication(raw json.RawMessage) (publication, validation.E
 	}
 	pub.keepOnly()
 	return pub, nil
+}
+
+// checkSizes looks at the sizes before anything is parsed: what is parsed takes
+// many times as much memory as its text.
+func (p *Plugin) checkSizes(fields map[string]json.RawMessage) validation.Errors {
+	rest := 0
+	for name, value := range fields {
+		if name != "data" {
+			rest += len(name) + len(value)
+		}
+	}
+	if rest > publishOverhead {
+		return validation.Errors{"body": validation.NewError(codePayloadTooLarge, fmt.Sprintf("Must not have more than %d bytes beside data.", publishOverhead))}
+	}
+	data, err := compact(fields["data"])
+	if err == nil && len(data) > p.config.MaxPayload {
+		return validation.Errors{"data": p.payloadFault(ErrPayloadTooLarge)}
+	}
+	return nil // what is no JSON is said later
 }
 
 // keepOnly makes what is kept of a message independent of the request's text.

@@ -154,7 +154,8 @@ func (h *hub) fill(shard *hubShard, s *subscription) {
 	log := shard.logs[s.topic]
 	if log == nil {
 		// it keeps none any longer, or was dropped: from now on live
-		if b.offset == 0 || s.tellGap(b, "", 0, gapEvicted) {
+		nothing := b.offset == 0 && (s.claim == nil || h.history.neverHad(s.topic, b.epoch))
+		if nothing || s.tellGap(b, "", 0, gapEvicted) {
 			s.live(b)
 		}
 		return

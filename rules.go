@@ -303,7 +303,7 @@ func (r *rules) read(app core.App, generation uint64, shared *plans) (*ruleset, 
 				"pattern", d.pattern.raw,
 			)
 		}
-		if d.tied = d.ties(); len(d.tied) > 0 {
+		if d.tied = d.ties(app); len(d.tied) > 0 {
 			set.named = append(set.named, d)
 		}
 		if other := set.tree.add(d.pattern, d); other != nil {
@@ -317,7 +317,7 @@ func (r *rules) read(app core.App, generation uint64, shared *plans) (*ruleset, 
 		own := *d
 		own.plans = shared
 		set.tree.add(own.pattern, &own)
-		if own.tied = own.ties(); len(own.tied) > 0 {
+		if own.tied = own.ties(app); len(own.tied) > 0 {
 			set.named = append(set.named, &own)
 		}
 	}

@@ -343,9 +343,14 @@ func (tx *diskTx) readPositions(most int) (positions []savedPosition, err error)
 			p       savedPosition
 			expires int64
 		)
-		if err := rows.Scan(&p.id, &p.topic, &p.owner, &p.epoch, &p.offset, &expires); err != nil {
+		var offset int64
+		if err := rows.Scan(&p.id, &p.topic, &p.owner, &p.epoch, &offset, &expires); err != nil {
 			return nil, err
 		}
+		if offset < 0 {
+			continue // none of ours
+		}
+		p.offset = uint64(offset)
 		p.expires = time.Unix(0, expires)
 		positions = append(positions, p)
 	}

@@ -32,15 +32,16 @@ type topicLog struct {
 	// ones before, from first on, are on the disk only.
 	entries []*entry
 
-	bytes  int       // of the entries
-	kept   int       // bytes of all that is kept, also on the disk
-	newest time.Time // when the newest message was sent
-	owner  owner     // who began the topic through the API
-	saved  uint64    // the write of its newest entry, as disk.add has numbered it
+	bytes   int           // of the entries
+	kept    int           // bytes of all that is kept, also on the disk
+	newest  time.Time     // when the newest message was sent
+	owner   owner         // who began the topic through the API
+	writers map[owner]int // bytes of all that is kept, by sender, as far as known
+	charges []charge      // changes of that which history.account has not seen
+	saved   uint64        // the write of its newest entry, as disk.add has numbered it
 
 	used   *list.Element // in history.order
 	cached *list.Element // in history.cached, while there are entries
-	owned  *list.Element // among those of its owner, if it has one
 }
 
 // inMemory is the oldest offset that is in memory, or the next one.
@@ -59,6 +60,7 @@ func (l *topicLog) append(e *entry, r retention) {
 	l.entries = append(l.entries, e)
 	l.bytes += e.size()
 	l.kept += e.size()
+	l.charge(e.message.owner, e.size())
 	l.newest = e.message.Time
 	l.prune(r, e.message.Time)
 }
@@ -87,14 +89,22 @@ func (l *topicLog) dropBefore(offset uint64) {
 	before := l.inMemory()
 	if unread := before - min(l.first, before); unread > 0 {
 		gone := min(offset, before) - l.first
-		l.kept -= (l.kept - l.bytes) / int(unread) * int(gone)
+		size := (l.kept - l.bytes) / int(unread) * int(gone)
+		l.discharge(size)
+		l.kept -= size
 	}
 	l.first = offset
 
 	drop := 0
 	for drop < len(l.entries) && l.entries[drop].offset < offset {
-		l.bytes -= l.entries[drop].size()
-		l.kept -= l.entries[drop].size()
+		e := l.entries[drop]
+		if e.loaded {
+			l.discharge(e.size())
+		} else {
+			l.charge(e.message.owner, -e.size())
+		}
+		l.bytes -= e.size()
+		l.kept -= e.size()
 		drop++
 	}
 	if len(l.entries) == drop {
@@ -108,6 +118,38 @@ func (l *topicLog) dropBefore(offset uint64) {
 	}
 	if l.whole() {
 		l.kept = l.bytes // what was estimated is exact now
+	}
+}
+
+// charge is a change of what a log keeps of a sender.
+type charge struct {
+	owner owner
+	bytes int
+}
+
+// charge counts bytes for a sender. What the server sends counts for nobody.
+func (l *topicLog) charge(o owner, bytes int) {
+	if o == "" {
+		return
+	}
+	if l.writers == nil {
+		l.writers = map[owner]int{}
+	}
+	if l.writers[o] += bytes; l.writers[o] <= 0 {
+		bytes -= l.writers[o]
+		delete(l.writers, o)
+	}
+	l.charges = append(l.charges, charge{o, bytes})
+}
+
+// discharge takes back what is no longer kept of senders who are not known: of
+// each its part.
+func (l *topicLog) discharge(bytes int) {
+	if l.kept <= 0 {
+		return
+	}
+	for o, of := range l.writers {
+		l.charge(o, -int(int64(of)*int64(min(bytes, l.kept))/int64(l.kept)))
 	}
 }
 
@@ -130,7 +172,7 @@ func (l *topicLog) prepend(read []*entry) {
 	}
 	read = read[from:]
 	for _, e := range read {
-		e.message.Topic = l.topic
+		e.message.Topic, e.loaded = l.topic, true
 		l.bytes += e.size()
 	}
 	l.entries = append(read, l.entries...)
