@@ -1,7 +1,9 @@
 package topics
 
 import (
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,6 +38,9 @@ const (
 type clock struct {
 	mu       sync.Mutex
 	incoming []*grant
+
+	// released grants that may still be in a lane
+	released atomic.Int64
 
 	// the rest belongs to the goroutine
 	lanes map[owner]*clockLane
@@ -131,6 +136,7 @@ func (gs *grants) endsAt(until int64) {
 // decide makes the decisions of a tick, and returns how long they took.
 func (c *clock) decide(gs *grants) (spent time.Duration) {
 	c.takeIncoming(gs)
+	c.sweep()
 	for _, l := range c.ring {
 		l.turns, l.looks = clockTurns, min(clockLooks, len(l.grants))
 	}
@@ -155,6 +161,23 @@ func (c *clock) decide(gs *grants) (spent time.Duration) {
 	return spent
 }
 
+// sweep takes the released grants out of the lanes, once there are so many that
+// it costs little for each.
+func (c *clock) sweep() {
+	total := 0
+	for _, l := range c.ring {
+		total += len(l.grants)
+	}
+	if c.released.Load() < int64(max(256, total/2)) {
+		return
+	}
+	c.released.Store(0)
+	for _, l := range c.ring {
+		l.grants = slices.DeleteFunc(l.grants, func(g *grant) bool { return g.released.Load() })
+	}
+	c.tidy()
+}
+
 func (c *clock) takeIncoming(gs *grants) {
 	c.mu.Lock()
 	list := c.incoming
@@ -162,6 +185,9 @@ func (c *clock) takeIncoming(gs *grants) {
 	c.mu.Unlock()
 
 	for _, g := range list {
+		if g.released.Load() {
+			continue
+		}
 		gs.mu.Lock()
 		o := gs.payer(g)
 		gs.mu.Unlock()

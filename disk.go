@@ -238,7 +238,8 @@ func (d *disk) work(app core.App, db *sql.DB) {
 	for {
 		select {
 		case <-d.wake:
-			for !d.flushSafely(app, db) && d.pause() {
+			for tryAgain := true; tryAgain; {
+				tryAgain = !d.flushSafely(app, db) && d.pause()
 			}
 		case <-d.stop:
 			d.flushSafely(app, db)

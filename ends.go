@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/ganigeorgiev/fexpr"
 	"github.com/pocketbase/pocketbase/core"
@@ -215,8 +216,62 @@ func (p *Plugin) onRecordEnd(e *core.ModelEvent) error {
 	if before != "" && before != ids[0] {
 		ids = append(ids, before)
 	}
-	afterCommit(e.App, func() { p.endTopics(c, ids) })
+	p.endInOrder(e.App, c, ids)
 	return nil
+}
+
+// endInOrder ends the topics of records when the write is committed: at once,
+// and again in the order of the messages, after those of earlier transactions
+// that are told of their end late.
+func (p *Plugin) endInOrder(app core.App, c *core.Collection, ids []string) {
+	tx := dataTransaction(app)
+	if tx == nil {
+		p.endTopics(c, ids)
+		return
+	}
+	places := map[string]*place{}
+	for _, topic := range p.topicsOf(c, ids) {
+		places[topic] = p.commits.join(topic, tx)
+	}
+	tx.OnComplete(func(txErr error) error {
+		if txErr == nil {
+			p.endTopics(c, ids)
+		}
+		for topic, place := range places {
+			if txErr == nil {
+				place.arrive(func() { p.history.endTopic(topic) })
+			} else {
+				place.leave()
+			}
+		}
+		return nil
+	})
+}
+
+// topicsOf returns the topics that records name, as far as that needs no look at
+// all topics there are.
+func (p *Plugin) topicsOf(c *core.Collection, ids []string) (topics []string) {
+	set, err := p.rules.load(p.outerApp())
+	if err != nil {
+		return nil
+	}
+	for _, d := range set.named {
+		for _, t := range d.tied {
+			for _, id := range ids {
+				if !t.names(c) || !validTopic(id) {
+					continue
+				}
+				topic, exact := id, true
+				if t.param != "" {
+					topic, _, _, exact = d.pattern.glob(t.param, id)
+				}
+				if exact && set.tree.find(topic) == d && !slices.Contains(topics, topic) {
+					topics = append(topics, topic)
+				}
+			}
+		}
+	}
+	return topics
 }
 
 // onRecordRenamed is onRecordEnd for updates, which almost never change an id.
@@ -377,21 +432,30 @@ func (p *Plugin) endOrphans(app core.App) {
 		p.logHistoryError("", err)
 		return
 	}
-	var topics []string
-	p.history.eachLog(func(_ *hubShard, l *topicLog) { topics = append(topics, l.topic) })
-	for _, topic := range topics {
-		if d := set.tree.find(topic); d != nil && p.isOrphan(app, d, topic) {
+	topics := map[string]time.Time{}
+	p.history.eachLog(func(_ *hubShard, l *topicLog) { topics[l.topic] = l.newest })
+	for topic, newest := range topics {
+		if d := set.tree.find(topic); d != nil && p.isOrphan(app, d, topic, newest) {
 			p.history.endTopic(topic)
 		}
 	}
 }
 
 // isOrphan reports whether a topic was named after a record that is not there.
-func (p *Plugin) isOrphan(app core.App, d *definition, topic string) bool {
+func (p *Plugin) isOrphan(app core.App, d *definition, topic string, newest time.Time) bool {
 	if d.collection == "" {
 		return false // a record of another tie may be one of several collections
 	}
 	id, _ := d.pattern.params(topic).get(idParam)
-	_, err := app.FindRecordById(d.collection, id)
-	return errors.Is(err, sql.ErrNoRows)
+	record, err := app.FindRecordById(d.collection, id)
+	if err != nil {
+		return errors.Is(err, sql.ErrNoRows)
+	}
+	for _, f := range record.Collection().Fields {
+		// the log of a record that was created after all of it is another's
+		if created, ok := f.(*core.AutodateField); ok && created.OnCreate && !created.OnUpdate {
+			return record.GetDateTime(f.GetName()).Time().After(newest)
+		}
+	}
+	return false
 }

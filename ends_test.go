@@ -344,3 +344,33 @@ func TestAnEndThatAKillHasTaken(t *testing.T) {
 	require.Empty(t, historyOf(t, app, "room/"+room.Id))
 	require.Len(t, historyOf(t, app, "room/"+other.Id), 3)
 }
+
+// A message of an earlier transaction that is told of its end late is not kept
+// for another record of the same id.
+func TestALateMessageIsNotKeptForTheNext(t *testing.T) {
+	w := newNamedWorld(t, topics.Config{})
+	serve(t, w.app)
+	room := w.room(t, roomID)
+	topic := "room/" + room.Id
+
+	committed, goOn := make(chan struct{}), make(chan struct{})
+	done := make(chan error, 1)
+	go func() {
+		done <- w.app.RunInTransaction(func(tx core.App) error {
+			tx.TxInfo().OnComplete(func(error) error {
+				close(committed)
+				<-goOn
+				return nil
+			})
+			return topics.Notify(tx, topic, "secret")
+		})
+	}()
+	<-committed
+	require.NoError(t, w.app.Delete(room))
+	w.room(t, roomID)
+	close(goOn)
+	require.NoError(t, <-done)
+	require.Empty(t, historyOf(t, w.app, topic))
+	notifyAll(t, w.app, topic, 1, 1)
+	require.Equal(t, []string{"1"}, historyOf(t, w.app, topic))
+}

@@ -246,6 +246,9 @@ func (gs *grants) release(g *grant) {
 
 	if last {
 		g.released.Store(true)
+		if g.timed.Load() {
+			gs.clock.released.Add(1)
+		}
 		g.watching.Lock()
 		g.gone = true
 		gs.watches.remove(g, g.reads)

@@ -57,6 +57,11 @@ func (p *Plugin) handlePublish(e *core.RequestEvent, limit func(*core.RequestEve
 	if !p.mayBegin(e, publications) {
 		return publishFault(e, publications[0], errTooManyTopics)
 	}
+	for _, pub := range publications {
+		if err := p.checkRepeat(e, pub); err != nil {
+			return publishFault(e, pub, err)
+		}
+	}
 	answers := make([]published, len(publications))
 	for i, pub := range publications {
 		if answers[i].ID, err = p.publishOnce(e, pub); err != nil {
@@ -125,11 +130,7 @@ func (p *Plugin) publishOnce(e *core.RequestEvent, pub publication) (string, err
 		return p.send(e.App, m)
 	}
 
-	collection, sender := "", "" // all guests
-	if e.Auth != nil {
-		collection, sender = e.Auth.Collection().Id, e.Auth.Id
-	}
-	m.repeat = newRepeatKey(collection, sender, m.Topic, pub.idempotencyKey)
+	m.repeat = pub.repeatKey(e)
 	what := contentOf(m)
 	return p.repeats.once(e.Request.Context(), ownerOf(e), m.repeat, what, func() (string, content, error) {
 		// before a restart, or longer ago than keys are remembered
@@ -313,6 +314,32 @@ func (p *Plugin) checkSizes(fields map[string]json.RawMessage) validation.Errors
 		return validation.Errors{"data": p.payloadFault(ErrPayloadTooLarge)}
 	}
 	return nil // what is no JSON is said later
+}
+
+// repeatKey is that of the message's idempotency key, and the caller.
+func (pub *publication) repeatKey(e *core.RequestEvent) repeatKey {
+	collection, sender := "", "" // all guests
+	if e.Auth != nil {
+		collection, sender = e.Auth.Collection().Id, e.Auth.Id
+	}
+	return newRepeatKey(collection, sender, pub.message.Topic, pub.idempotencyKey)
+}
+
+// checkRepeat returns [errRepeatOther] if the message's idempotency key is known
+// to be of another one: before any message of a request is sent.
+func (p *Plugin) checkRepeat(e *core.RequestEvent, pub publication) error {
+	if pub.idempotencyKey == "" {
+		return nil
+	}
+	key, what := pub.repeatKey(e), contentOf(pub.message)
+	if sent, known := p.repeats.sentWith(key); known && sent != what {
+		return errRepeatOther
+	}
+	kept, err := p.history.sentWith(e.Request.Context(), pub.message.Topic, key)
+	if err == nil && kept != nil && contentOf(kept.message) != what {
+		return errRepeatOther
+	}
+	return nil // what could not be read is said when the message is sent
 }
 
 // keepOnly makes what is kept of a message independent of the request's text.

@@ -129,6 +129,18 @@ func (rs *repeats) send(by owner, key repeatKey, what content, send func() (stri
 	return id, err
 }
 
+// sentWith returns what was sent with a key, if that is known.
+func (rs *repeats) sentWith(key repeatKey) (sent content, known bool) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+
+	r := rs.byKey[key]
+	if r == nil || r.done != nil {
+		return sent, false
+	}
+	return r.sent, true
+}
+
 // get returns a copy of what was sent with the key, or is being sent: then done
 // is what to wait for. Otherwise the caller is the first one, and sends.
 func (rs *repeats) get(key repeatKey) (r repeat, first bool) {

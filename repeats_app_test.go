@@ -94,6 +94,9 @@ func TestAKeyIsKeptWithItsMessage(t *testing.T) {
 	require.Equal(t, http.StatusOK, first.status, first.body)
 	require.Equal(t, first.body, send(ann, "a", `"data":1,"event":"e"`).body)
 	check()
+	r := s.publish(ann, `{"messages":[{"topic":"a","data":7},{"topic":"a","data":2,"idempotencyKey":"k"}]}`)
+	require.Equal(t, "idempotency_key_reused", r.code("messages", "1", "idempotencyKey"), r.body)
+	check() // none of them was sent
 	require.Equal(t, http.StatusOK, send(ann, "live", `"data":1`).status)
 	require.Equal(t, http.StatusConflict, send(ann, "live", `"data":2`).status)
 
