@@ -199,6 +199,9 @@ func (t tie) names(c *core.Collection) bool {
 // id, and those that delete a collection.
 func (p *Plugin) onRecordEnd(e *core.ModelEvent) error {
 	if gone, ok := e.Model.(*core.Collection); ok {
+		if e.Type != core.ModelEventTypeDelete {
+			return e.Next()
+		}
 		set, err := p.rules.load(p.outerApp()) // while they know what they mean
 		if nextErr := e.Next(); nextErr != nil {
 			return nextErr

@@ -127,6 +127,7 @@ const (
 	codeUnavailable    = "history_unavailable"
 	codeTooManyTopics  = "sender_topics_exceeded"
 	codeTooMuchHistory = "sender_history_exceeded"
+	codeSenderBehind   = "sender_backlog_exceeded"
 
 	codeNoPresence      = "presence_disabled"
 	codePresenceRevoked = "presence_revoked"
@@ -243,6 +244,9 @@ func denyRule(a action) *denial {
 // errTooManyTopics is [Config.MaxTopicsPerSender], where a message would begin
 // one topic more.
 var errTooManyTopics = errors.New("topics: the sender has begun too many topics")
+
+// errSenderBehind says that too much of a sender waits for the disk.
+var errSenderBehind = errors.New("topics: too many messages of the sender wait to be stored")
 
 // errTooMuchHistory says that what is kept of a sender is as much as it may be.
 var errTooMuchHistory = errors.New("topics: too much is kept of the sender")

@@ -57,8 +57,8 @@ type history struct {
 	refused uint64 // topics that were not begun
 }
 
-// diskShare is the part of the disk that the messages of one sender may take, as
-// a divisor, and guestsShare that of all guests whose addresses say nothing.
+// diskShare is the part of the disk (or of the memory, where that is all) that
+// the messages of one sender may take, as a divisor, and guestsShare that of all guests whose addresses say nothing.
 // Beyond it their messages are refused.
 const (
 	diskShare   = 8
@@ -352,11 +352,15 @@ func (h *history) share(who owner) int {
 // is as much as it may be. The shard's lock is held.
 func (h *history) maySend(l *topicLog, e *entry, r retention) error {
 	who := e.message.owner
-	if who == "" || h.disk == nil || !h.disk.isReady() {
+	if who == "" {
 		return nil
 	}
-	if h.disk.isBehind(who) {
-		return fmt.Errorf("%w: %w", ErrUnavailable, errBacklog)
+	total := h.limits.memory
+	if h.disk != nil && h.disk.isReady() {
+		total = h.limits.disk
+		if h.disk.isBehind(who) {
+			return errSenderBehind
+		}
 	}
 	if l != nil && l.count() >= r.messages {
 		return nil // it takes the place of another one
@@ -364,9 +368,9 @@ func (h *history) maySend(l *topicLog, e *entry, r retention) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 
-	share := h.limits.disk / diskShare
+	share := total / diskShare
 	if who == guestsOwner {
-		share = h.limits.disk / guestsShare
+		share = total / guestsShare
 	}
 	if h.sent[who]+e.size() <= share {
 		return nil

@@ -52,7 +52,7 @@ func (p *Plugin) subscribeRequests() *hook.Handler[*core.RequestEvent] {
 
 // takeLongKeys takes the keys that core would refuse the request for out of its
 // body, so that they alone are refused. Keys of PocketBase's own topics stay, and
-// those of malformed ones.
+// those without options, which no topic has.
 // It returns the new body, if there is one, for the caller to close.
 func (p *Plugin) takeLongKeys(e *core.RequestEvent) (body io.Closer, err error) {
 	length := e.Request.ContentLength
@@ -71,8 +71,7 @@ func (p *Plugin) takeLongKeys(e *core.RequestEvent) (body io.Closer, err error) 
 	if len(raw) > maxSubscribeBody {
 		read = io.MultiReader(read, e.Request.Body)
 	} else if short, long := splitKeys(raw, func(key string) bool {
-		topic := topicOf(key)
-		return validTopic(topic) && !reservedTopic(e.App, topic)
+		return strings.Contains(key, "?") && !reservedTopic(e.App, topicOf(key))
 	}); len(long) > 0 {
 		read = bytes.NewReader(short)
 		e.Request.ContentLength = int64(len(short))

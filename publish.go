@@ -95,6 +95,10 @@ func publishFault(e *core.RequestEvent, pub publication, err error) error {
 		return router.NewApiError(http.StatusServiceUnavailable, "Failed to publish.", pub.field(validation.Errors{
 			"idempotencyKey": validation.NewError(codeKeyBusy, "Another request with this key is still being sent. Send this one again."),
 		}))
+	case errors.Is(err, errSenderBehind):
+		return router.NewTooManyRequestsError("Failed to publish.", pub.field(validation.Errors{
+			"topic": validation.NewError(codeSenderBehind, "Too many of your messages wait to be stored. Try again after a pause."),
+		}))
 	case errors.Is(err, errTooMuchHistory):
 		d := denyTooMuchHistory()
 		return router.NewApiError(d.status(), d.message, pub.field(validation.Errors{"topic": d.fieldError()}))
@@ -297,14 +301,32 @@ func (p *Plugin) readPublication(raw json.RawMessage) (publication, validation.E
 	return pub, nil
 }
 
+// longTexts are the faults of texts that are longer than a whole request may be
+// beside data.
+var longTexts = map[string]validation.Error{
+	"topic":          denyMalformed().fieldError(),
+	"event":          validation.NewError(codeEventInvalid, fmt.Sprintf("Must be a text of at most %d bytes.", maxEvent)),
+	"except":         validation.NewError(codeExceptInvalid, fmt.Sprintf("Must be the id of a realtime client: a text of at most %d bytes.", maxExcept)),
+	"idempotencyKey": validation.NewError(codeKeyInvalid, fmt.Sprintf("Must be a text of 1 to %d bytes.", maxIdempotencyKey)),
+}
+
 // checkSizes looks at the sizes before anything is parsed: what is parsed takes
 // many times as much memory as its text.
 func (p *Plugin) checkSizes(fields map[string]json.RawMessage) validation.Errors {
+	faults := validation.Errors{}
 	rest := 0
 	for name, value := range fields {
-		if name != "data" {
+		fault, isText := longTexts[name]
+		switch {
+		case name == "data":
+		case !isText:
 			rest += len(name) + len(value)
+		case len(value) > publishOverhead:
+			faults[name] = fault
 		}
+	}
+	if len(faults) > 0 {
+		return faults
 	}
 	if rest > publishOverhead {
 		return validation.Errors{"body": validation.NewError(codePayloadTooLarge, fmt.Sprintf("Must not have more than %d bytes beside data.", publishOverhead))}
