@@ -203,11 +203,18 @@ func (fc *foreignClients) evict(c subscriptions.Client) {
 	}
 }
 
-// closeSlow expects fc.mu to be held.
+// closeSlow expects fc.mu to be held. Until the client is unregistered its
+// forwarder stays, so that nothing is sent to it meanwhile.
 func (fc *foreignClients) closeSlow(f *forwarder) {
 	f.slow, f.waiting = true, nil
+	fc.forwarders[f.id] = f
 
 	fc.running.Go(func() {
+		defer func() {
+			fc.mu.Lock()
+			defer fc.mu.Unlock()
+			delete(fc.forwarders, f.id)
+		}()
 		for _, step := range []func(){
 			func() { f.drain(fc.limits.timeout) },
 			func() { fc.broker.Unregister(f.id) },
@@ -235,7 +242,9 @@ func (fc *foreignClients) forward(f *forwarder) {
 	for {
 		fc.mu.Lock()
 		if fc.closed || len(f.waiting) == 0 {
-			delete(fc.forwarders, f.id)
+			if !f.slow { // else until it is unregistered
+				delete(fc.forwarders, f.id)
+			}
 			fc.mu.Unlock()
 			return
 		}
