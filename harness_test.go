@@ -19,6 +19,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tests"
 	"github.com/pocketbase/pocketbase/tools/logger"
+	"github.com/pocketbase/pocketbase/tools/security"
 	"github.com/pocketbase/pocketbase/tools/types"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -414,9 +415,17 @@ func (e event) notice(t testing.TB) notice {
 func logged(t testing.TB, app core.App, message string) (count int) {
 	t.Helper()
 
-	handler, ok := app.Logger().Handler().(*logger.BatchHandler)
-	require.True(t, ok)
-	require.NoError(t, handler.WriteAll(context.Background()))
+	// some versions write the log in the background, but in order
+	marker := "marker " + security.RandomString(10)
+	app.Logger().Error(marker)
+	require.Eventually(t, func() bool {
+		handler, ok := app.Logger().Handler().(*logger.BatchHandler)
+		require.True(t, ok)
+		require.NoError(t, handler.WriteAll(context.Background()))
+		var written int
+		require.NoError(t, app.AuxDB().Select("count(*)").From("_logs").Where(dbx.HashExp{"message": marker}).Row(&written))
+		return written > 0 || app.Settings().Logs.MaxDays == 0 // it keeps none
+	}, patience, time.Millisecond)
 	require.NoError(t, app.AuxDB().Select("count(*)").From("_logs").
 		Where(dbx.NewExp("substr(message, 1, {:n}) = {:message}", dbx.Params{"n": len(message), "message": message})).Row(&count))
 	return count

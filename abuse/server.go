@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"os"
@@ -226,7 +227,11 @@ func usageOf(e *core.RequestEvent) error {
 		return err
 	}
 	u.Stats = stats
-	return e.JSON(http.StatusOK, u)
+	raw, err := json.Marshal(u) // e.JSON of later versions has no durations
+	if err != nil {
+		return err
+	}
+	return e.Blob(http.StatusOK, "application/json", raw)
 }
 
 // cpuTime returns the CPU time of this process. Outside Linux it is 0.

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/pbtopics/topics"
 	"github.com/pbtopics/topics/migrations"
@@ -79,7 +80,8 @@ func TestFirstStartLogsNoWarning(t *testing.T) {
 	rule := findRoomRule(t, app)
 	rule.Set("subscribeRule", looseMemberRule)
 	require.NoError(t, app.Save(rule))
-	found := warnings()
+	var found []string
+	require.Eventually(t, func() bool { found = warnings(); return len(found) > 0 }, 10*time.Second, time.Millisecond)
 	require.Len(t, found, 1)
 	require.Contains(t, found[0], "may let guests pass")
 }
