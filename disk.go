@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -344,72 +343,6 @@ func (d *disk) flush(app core.App, db *sql.DB) bool {
 	}
 }
 
-// isPassing reports whether an error is of the database as a whole and at this
-// moment: it is locked, or has no room.
-func isPassing(err error) bool {
-	if err == nil || errors.Is(err, errSuperseded) {
-		return false
-	}
-	text := strings.ToLower(err.Error())
-	return slices.ContainsFunc([]string{"lock", "busy", "full", "i/o", "readonly", "read-only", "unable to open"}, func(word string) bool {
-		return strings.Contains(text, word)
-	})
-}
-
-// commit writes all states and as many of the messages as the time allows. It
-// returns how many of these are done with.
-func commit(db *sql.DB, states, messages []diskWrite, run string) (applied int, err error) {
-	start := time.Now()
-	applied = len(messages)
-	tx, err := db.Begin()
-	if err != nil {
-		return applied, err
-	}
-	committed := false
-	defer func() {
-		if !committed { // also after a panic
-			err = errors.Join(err, tx.Rollback())
-		}
-	}()
-
-	// it also takes the lock: nobody else writes from here on
-	result, err := tx.Exec("UPDATE _topicsState SET value = value WHERE id = 'run' AND value = ?", run)
-	if err != nil {
-		return applied, err
-	}
-	if own, err := result.RowsAffected(); err != nil || own == 0 {
-		return applied, errors.Join(err, errSuperseded)
-	}
-
-	t := &diskTx{Tx: tx, run: run, heads: map[string]logHead{}}
-	if len(messages) > 0 {
-		t.insert, err = tx.Prepare("INSERT OR REPLACE INTO _topicsMessages (topic, position, epoch, time, event, leftOut, sender, data, repeat) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)")
-		if err != nil {
-			return applied, err
-		}
-		defer func() { _ = t.insert.Close() }() // the transaction's end closes it anyway
-	}
-	for _, w := range states {
-		if err := w.apply(t); err != nil {
-			return applied, err
-		}
-	}
-	for i, w := range messages {
-		if err := w.apply(t); err != nil {
-			return applied, err
-		}
-		if time.Since(start) > diskBatchTime {
-			applied = i + 1
-			break
-		}
-	}
-	if err := t.finish(); err != nil {
-		return applied, err
-	}
-	committed = true // or the database has rolled back
-	return applied, tx.Commit()
-}
-
 func (d *disk) isReady() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -453,52 +386,6 @@ func (d *disk) backlog() (messages int, lag time.Duration) {
 		return n, time.Since(d.messages.times[0])
 	}
 	return 0, 0
-}
-
-// reader returns the database to read from, if there is a disk.
-func (d *disk) reader(app core.App) (*sql.DB, error) {
-	d.mu.Lock()
-	ready, superseded := d.ready, d.superseded
-	d.mu.Unlock()
-	switch {
-	case superseded:
-		return nil, errSuperseded
-	case !ready:
-		return nil, errNotReady
-	}
-	db, ok := app.AuxConcurrentDB().(*dbx.DB)
-	if !ok {
-		return nil, errors.New("topics: histories cannot be read inside a transaction of the auxiliary database")
-	}
-	return db.DB(), nil
-}
-
-// read returns the messages of a topic that the disk has, from that offset on
-// and before the other, oldest first.
-func (d *disk) read(ctx context.Context, app core.App, topic string, from, before uint64) ([]*entry, error) {
-	db, err := d.reader(app)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, diskReadTime)
-	defer cancel()
-
-	rows, err := db.QueryContext(ctx,
-		"SELECT position, epoch, time, event, leftOut, sender, data, repeat FROM _topicsMessages WHERE topic = ? AND position >= ? AND position < ? ORDER BY position",
-		topic, int64(from), int64(before))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = rows.Close() }() // rows.Err says what there is to say
-	var entries []*entry
-	for rows.Next() {
-		e, err := readEntry(rows, topic)
-		if err != nil {
-			return nil, err
-		}
-		entries = append(entries, e)
-	}
-	return entries, rows.Err()
 }
 
 // close writes what is pending, and that the stop was clean: the next start

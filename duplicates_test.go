@@ -168,7 +168,7 @@ func FuzzDuplicateKey(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if !json.Valid(raw) || !utf8.Valid(raw) {
-			t.Skip()
+			return // it is refused before
 		}
 		_, found := duplicateKey(raw)
 		require.Equal(t, referenceDuplicate(raw), found, "%s", raw)
